@@ -1,0 +1,1 @@
+"""Layer 0: errors, units of time, files, configuration and the run header."""

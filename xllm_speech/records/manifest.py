@@ -1,0 +1,85 @@
+"""Seam manifests -> features and datasets (data.md, Manifests)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xllm_speech.records.checks import ensure
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What a speech cut says about itself; the audio stays with the cut.
+
+    text: transcript, None for speech to be recognised. image: path of the picture it speaks about; caption: its text.
+    """
+
+    id: str
+    duration_sec: float
+    text: str | None = None
+    speaker: str | None = None
+    image: str | None = None
+    caption: str | None = None
+    dialog_id: str | None = None
+    round: int | None = None
+
+    def __post_init__(self) -> None:
+        ensure(bool(self.id), "Utterance: empty id")
+        ensure(self.duration_sec > 0, f"Utterance {self.id}: duration {self.duration_sec} s")
+
+
+ITEM_TYPES = ("text", "image", "video", "speech")
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class ConversationItem:
+    """One piece of a message: `text`, or a medium with a `path`; speech may name a `cut`, an offset and a duration."""
+
+    type: str
+    text: str | None = None
+    path: str | None = None
+    cut: str | None = None
+    offset_sec: float | None = None
+    duration_sec: float | None = None
+
+    def __post_init__(self) -> None:
+        ensure(self.type in ITEM_TYPES, f"item type `{self.type}` is not one of {', '.join(ITEM_TYPES)}")
+        if self.type == "text":
+            ensure(self.text is not None, "a text item needs `text`")
+        elif self.type == "speech":
+            ensure((self.path is None) != (self.cut is None), "a speech item needs exactly one of `path` and `cut`")
+        else:
+            ensure(self.path is not None, f"a {self.type} item needs `path`")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: role `system`, `user` or `assistant`, and its items in order."""
+
+    role: str
+    items: tuple[ConversationItem, ...]
+
+    def __post_init__(self) -> None:
+        ensure(self.role in ROLES, f"role `{self.role}` is not one of {', '.join(ROLES)}")
+        ensure(bool(self.items), f"a {self.role} message without content")
+
+
+TASKS = ("asr", "masr", "caption", "video", "vl", "vsd", "text")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One example of phases 2 and 3, chat and evaluation: user and assistant turns that alternate, a user turn first."""
+
+    id: str
+    task: str
+    messages: tuple[Message, ...]
+    custom: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ensure(bool(self.id), "Conversation: empty id")
+        ensure(self.task in TASKS, f"Conversation {self.id}: task `{self.task}` is not one of {', '.join(TASKS)}")
+        turns = [message.role for message in self.messages if message.role != "system"]
+        expected = ["user", "assistant"] * (len(turns) // 2 + 1)
+        ensure(bool(turns) and turns == expected[: len(turns)], f"Conversation {self.id}: turns must alternate, user first")
