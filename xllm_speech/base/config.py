@@ -41,7 +41,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
 
 
 def _refuse_unknown(tree: Any, cls: type, where: str, prefix: str = "") -> None:
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = _type_hints(cls)
     for key, value in tree.items():
         if key not in fields:

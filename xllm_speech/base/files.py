@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from xllm_speech.base.errors import DataError
 
@@ -37,10 +38,9 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             raw: IO[Any] = stack.enter_context(os.fdopen(handle, "wb"))
             stream: IO[Any] = raw
             if path.suffix == ".gz":
-                stream = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))  # type: ignore[assignment]
+                stream = cast(IO[Any], gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))
+                stack.callback(stream.close)
             if "b" not in mode:
-                import io
-
                 text = io.TextIOWrapper(stream, encoding="utf-8", newline="\n", write_through=True)
                 yield text
                 text.flush()
@@ -102,7 +102,7 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     number = 0
     with open_text(path) as stream:
         try:
-            for number, line in enumerate(stream, 1):  # noqa: B007 - the number is used in the message below
+            for number, line in enumerate(stream, 1):
                 yield number, line.rstrip("\r\n")
         except (UnicodeDecodeError, EOFError, OSError) as error:
             raise DataError(f"{path}:{number + 1}: cannot be read as UTF-8 text ({error})") from error

@@ -27,7 +27,7 @@ def frames_from_samples(samples: int, sample_rate_hz: int = SAMPLE_RATE_HZ) -> i
 
 def halve(count: Count) -> Count:
     """ceil(count / 2), for ints and integer tensors: what one stride-2 layer leaves."""
-    return (count + 1) // 2  # type: ignore[operator, no-any-return]
+    return (count + 1) // 2  # type: ignore[operator, return-value]
 
 
 def steps_from_frames(frames: Count) -> Count:

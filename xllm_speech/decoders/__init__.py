@@ -1,0 +1,1 @@
+"""Layer 3: the CIF ASR decoder, CTC and search."""

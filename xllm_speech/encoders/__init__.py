@@ -1,0 +1,1 @@
+"""Layer 3: the frozen or trained encoders of each modality."""

@@ -1,0 +1,1 @@
+"""Layer 4: whole models, built from their configurations, and their checkpoints."""

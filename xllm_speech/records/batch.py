@@ -35,8 +35,10 @@ class AsrBatch:
 
     ids: utterance ids. fbank: features before CMVN. seconds: audio in the batch, padding not counted.
     tokens_BL int64 / token_lens_B int64: targets, right-padded with 0; None for decoding. texts: transcripts in normal form.
-    visual, linguistic: features of frozen encoders, or None when no item has any; pixels: pictures for a model that
-    carries its own frozen image encoder.
+    pixels: pictures, or None when no item has one; captions: texts about the pictures, "" where an item has none (empty
+    list: nobody has any). visual, linguistic: what frozen encoders made of them, filled in by the model's side.
+    skipped: (id, reason) of items that were drawn but could not be used, or not with their picture; they are in no other
+    field. A batch whose every item was bad has no ids and features [0, 0, F].
     """
 
     ids: list[str]
@@ -48,6 +50,8 @@ class AsrBatch:
     visual: Memory | None = None
     linguistic: Memory | None = None
     pixels: PixelBatch | None = None
+    captions: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         batch = len(self.ids)
@@ -59,6 +63,7 @@ class AsrBatch:
             ensure_lens("AsrBatch tokens", self.token_lens_B, batch, self.tokens_BL.shape[1])
         for name, memory in (("visual", self.visual), ("linguistic", self.linguistic)):
             ensure(memory is None or memory.lens_B.numel() == batch, f"AsrBatch: {name} features for another batch size")
+        ensure(len(self.captions) in (0, batch), f"AsrBatch: {len(self.captions)} captions for {batch} items")
         ensure(self.pixels is None or self.pixels.present_B.numel() == batch, "AsrBatch: pixels for another batch size")
 
     def to(self, device: torch.device | str) -> AsrBatch:
@@ -73,4 +78,6 @@ class AsrBatch:
             visual=None if self.visual is None else self.visual.to(device),
             linguistic=None if self.linguistic is None else self.linguistic.to(device),
             pixels=None if self.pixels is None else self.pixels.to(device),
+            captions=self.captions,
+            skipped=self.skipped,
         )

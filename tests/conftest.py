@@ -1,0 +1,28 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+TOP = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def top() -> Path:
+    """Root of the checkout."""
+    return TOP
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real recordings, pictures and reference vectors: $XLLM_TEST_DATA or `../shared/data`."""
+    path = Path(os.environ.get("XLLM_TEST_DATA", TOP.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no real test data at {path}; set XLLM_TEST_DATA to its folder")
+    return path

@@ -1,0 +1,182 @@
+"""Search over the CIF decoder: greedy, beam with CTC joint scores, and a fast path that reads units without context.
+
+Every utterance yields exactly as many tokens as it has units, so hypotheses of one utterance always have equal length, no
+length bonus is needed, and a batch decodes in step with rows dropping out when their units are used up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+
+from xllm_speech.decoders.cif_decoder import CifDecoder
+from xllm_speech.decoders.ctc import CtcPrefixScorer, CtcPrefixState
+from xllm_speech.nn.transformer import ProjectedMemory
+from xllm_speech.records import CifOut, Memory
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """One utterance: token ids, the log probability of each, and the total score of the search."""
+
+    tokens: list[int]
+    log_probs: list[float]
+    score: float
+
+
+@dataclass(frozen=True)
+class CtcInput:
+    """What joint scoring needs: CTC log probabilities [B, S, V], steps per utterance, and the weight of CTC in 0..1."""
+
+    log_probs_BSV: torch.Tensor
+    lens_B: torch.Tensor
+    weight: float
+
+
+def search_greedy(
+    decoder: CifDecoder,
+    cif: CifOut,
+    visual: Memory | None = None,
+    linguistic: Memory | None = None,
+    banned: tuple[int, ...] = (),
+) -> list[SearchResult]:
+    """The best token of each unit in turn. banned: tokens never to be written, such as `<blank>`."""
+    batch, units = cif.units_BUD.shape[:2]
+    memories = decoder.project_memories(batch, visual, linguistic)
+    state = decoder.start(batch)
+    previous_B = torch.full((batch,), decoder.sos_id, device=cif.units_BUD.device)
+    tokens, scores = [], []
+    for u in range(units):
+        logits_BV, state = decoder.step(previous_B, cif.units_BUD[:, u], state, memories)
+        best_B, previous_B = _allow(functional.log_softmax(logits_BV.float(), -1), banned).max(-1)
+        tokens.append(previous_B)
+        scores.append(best_B)
+    return _collect(tokens, scores, cif.lens_B)
+
+
+def search_fast(
+    decoder: CifDecoder,
+    cif: CifOut,
+    unit_logits_BUV: torch.Tensor,
+    visual: Memory | None = None,
+    linguistic: Memory | None = None,
+    passes: int = 1,
+    banned: tuple[int, ...] = (),
+) -> list[SearchResult]:
+    """Non-autoregressive: a draft from the units alone, then `passes` parallel passes of the decoder over the draft."""
+    log_probs_BUV = _allow(functional.log_softmax(unit_logits_BUV.float(), -1), banned)
+    scores_BU, tokens_BU = log_probs_BUV.max(-1)
+    for _ in range(passes if tokens_BU.shape[1] else 0):
+        logits_BUV = decoder(tokens_BU, cif.units_BUD, visual, linguistic)
+        scores_BU, tokens_BU = _allow(functional.log_softmax(logits_BUV.float(), -1), banned).max(-1)
+    return _collect(list(tokens_BU.unbind(1)), list(scores_BU.unbind(1)), cif.lens_B)
+
+
+def search_beam(
+    decoder: CifDecoder,
+    cif: CifOut,
+    beam: int,
+    ctc: CtcInput | None = None,
+    visual: Memory | None = None,
+    linguistic: Memory | None = None,
+    banned: tuple[int, ...] = (),
+    candidates: int | None = None,
+) -> list[SearchResult]:
+    """Beam search; with `ctc`, scores are (1 - weight) x decoder + weight x CTC prefix score.
+
+    Args:
+        candidates: tokens of the decoder per hypothesis that are rescored by CTC; 2 x beam by default.
+    """
+    batch, units = cif.units_BUD.shape[:2]
+    vocab = decoder.vocabulary.out_features
+    device = cif.units_BUD.device
+    width = min(beam, vocab - len(set(banned)))
+    pool = min(candidates or 2 * width, vocab)
+    rows_N = torch.arange(batch, device=device).repeat_interleave(width)
+    memories = _repeat(decoder.project_memories(batch, visual, linguistic), rows_N)
+    units_NUD = cif.units_BUD[rows_N]
+    state = decoder.start(batch * width)
+    previous_N = torch.full((batch * width,), decoder.sos_id, device=device)
+    # All hypotheses start equal, so only the first of each utterance may be extended at the first unit.
+    score_BK = torch.full((batch, width), float("-inf"), device=device)
+    score_BK[:, 0] = 0.0
+    tokens_NU = torch.zeros(batch * width, units, dtype=torch.long, device=device)
+    log_probs_NU = torch.zeros(batch * width, units, device=device)
+    scorer = state_ctc = None
+    decoder_BK, ctc_BK = score_BK.clone(), torch.zeros_like(score_BK)
+    if ctc is not None and units:
+        scorer = CtcPrefixScorer(ctc.log_probs_BSV[rows_N], ctc.lens_B[rows_N])
+        state_ctc = scorer.start()
+    for u in range(units):
+        logits_NV, state = decoder.step(previous_N, units_NUD[:, u], state, memories)
+        log_probs_NV = _allow(functional.log_softmax(logits_NV.float(), -1), banned)
+        best_NC, token_NC = log_probs_NV.topk(pool, dim=-1)
+        joint_BKC = decoder_BK[:, :, None] + best_NC.view(batch, width, pool)
+        prefix_NC = forward = None
+        if scorer is not None and state_ctc is not None and ctc is not None:
+            prefix_NC, *forward = scorer.extend(state_ctc, token_NC)
+            joint_BKC = (1 - ctc.weight) * joint_BKC + ctc.weight * prefix_NC.view(batch, width, pool)
+            last_B = (cif.lens_B == u + 1).nonzero().flatten()
+            if len(last_B):  # the last unit: CTC must end here too
+                ends_NC = _end_scores(scorer, *forward)
+                ending = (1 - ctc.weight) * (decoder_BK[:, :, None] + best_NC.view(batch, width, pool))
+                ending = ending + ctc.weight * ends_NC.view(batch, width, pool)
+                joint_BKC[last_B] = ending[last_B]
+        score_BK, flat_BK = joint_BKC.flatten(1).topk(width, dim=-1)
+        parent_BK, choice_BK = flat_BK // pool, flat_BK % pool
+        parent_N = (parent_BK + torch.arange(batch, device=device)[:, None] * width).flatten()
+        choice_N = choice_BK.flatten()
+        # Utterances that have used up their units keep what they have.
+        running_N = (u < cif.lens_B)[rows_N]
+        own_N = torch.arange(batch * width, device=device)
+        parent_N = torch.where(running_N, parent_N, own_N)
+        token_N = token_NC[parent_N, choice_N]
+        tokens_NU, log_probs_NU, state = tokens_NU[parent_N], log_probs_NU[parent_N], state.select(parent_N)
+        tokens_NU[:, u] = torch.where(running_N, token_N, tokens_NU[:, u])
+        log_probs_NU[:, u] = best_NC[parent_N, choice_N]
+        moved_BK = (decoder_BK.flatten()[parent_N] + best_NC[parent_N, choice_N]).view(batch, width)
+        running_B1 = (u < cif.lens_B)[:, None]
+        decoder_BK = torch.where(running_B1, moved_BK, decoder_BK)
+        ctc_BK = torch.where(running_B1, score_BK, ctc_BK)
+        if forward is not None:
+            state_ctc = CtcPrefixState(forward[0][parent_N, choice_N], forward[1][parent_N, choice_N], token_N)
+        previous_N = token_N
+    results = []
+    for b, length in enumerate(cif.lens_B.tolist()):
+        best = b * width  # topk sorts: the first row of an utterance is its best
+        tokens = tokens_NU[best, :length].tolist()
+        score = float(ctc_BK[b, 0]) if length else 0.0
+        results.append(SearchResult(tokens, log_probs_NU[best, :length].tolist(), score))
+    return results
+
+
+def _end_scores(scorer: CtcPrefixScorer, token_NCS: torch.Tensor, blank_NCS: torch.Tensor) -> torch.Tensor:
+    total_NCS = torch.logaddexp(token_NCS, blank_NCS)
+    index = scorer.last_step_N[:, None, None].expand(-1, total_NCS.shape[1], 1)
+    return total_NCS.gather(2, index).squeeze(2)
+
+
+def _repeat(memories: tuple[ProjectedMemory | None, ...], rows_N: torch.Tensor) -> tuple[ProjectedMemory | None, ...]:
+    return tuple(
+        None if m is None else ProjectedMemory((m.key_value[0][rows_N], m.key_value[1][rows_N]), m.mask[rows_N])
+        for m in memories
+    )
+
+
+def _allow(log_probs: torch.Tensor, banned: tuple[int, ...]) -> torch.Tensor:
+    if banned:
+        log_probs = log_probs.clone()
+        log_probs[..., list(banned)] = float("-inf")
+    return log_probs
+
+
+def _collect(tokens: list[torch.Tensor], scores: list[torch.Tensor], lens_B: torch.Tensor) -> list[SearchResult]:
+    if not tokens:
+        return [SearchResult([], [], 0.0) for _ in range(len(lens_B))]
+    token_rows, score_rows = torch.stack(tokens, 1).tolist(), torch.stack(scores, 1).tolist()
+    return [
+        SearchResult(row[:length], points[:length], sum(points[:length]))
+        for row, points, length in zip(token_rows, score_rows, lens_B.tolist(), strict=True)
+    ]
