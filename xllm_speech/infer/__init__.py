@@ -1,0 +1,1 @@
+"""Layer 5: using a trained model."""

@@ -100,6 +100,11 @@ class CifAsrModel(nn.Module):
         """Training losses, each a sum over the batch (cif.md, Losses)."""
         if batch.tokens_BL is None or batch.token_lens_B is None:
             raise SeamError("training needs a batch with transcripts")
+        if not batch.ids:  # every item of the batch was broken; data-parallel ranks still need a loss with gradients
+            zero = sum(parameter.sum() * 0.0 for parameter in self.parameters() if parameter.requires_grad)
+            assert isinstance(zero, torch.Tensor)
+            names = ["ce", "ctc", "quantity", *([] if self.unit_head is None else ["unit"])]
+            return AsrLosses(zero, {name: zero.detach() for name in names}, 0, 0)
         tokens_BL, lens_B = batch.tokens_BL, batch.token_lens_B
         if self.eos_unit:
             tokens_BL = functional.pad(tokens_BL, (0, 1)).scatter(1, lens_B[:, None], self.decoder.sos_id)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from xllm_speech.base.errors import DataError
+from xllm_speech.bin import score
+
+
+def call(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    score.add_arguments(parser)
+    return score.run(parser.parse_args([str(word) for word in words]))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_score_normalises_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ref = write(tmp_path / "text", "a 今天，天气 很好！\nb 用 Python 写 Hello World\nc １２３ 个\n")
+    hyp = write(tmp_path / "hyp.jsonl", "".join(json.dumps(row) + "\n" for row in [
+        {"id": "c", "text": "123个"}, {"id": "a", "text": "今天天气很好"}, {"id": "b", "text": "用python写hello word"},
+    ]))
+    assert call("--ref", ref, "--hyp", hyp, "--out", tmp_path / "score.json", "--mer", "--set-name", "试") == 0
+    result = json.loads((tmp_path / "score.json").read_text(encoding="utf-8"))
+    assert result["counts"] == {"N": 28, "S": 0, "D": 1, "I": 0}
+    assert result["mer_counts"] == {"N": 13, "S": 1, "D": 0, "I": 0}
+    assert result["cer"] == pytest.approx(100 / 28)
+    assert result["normaliser"] == "xllm-zh-1"
+    shown = capsys.readouterr().out
+    assert "试: 3 utterances" in shown
+    assert "3.57" in shown
+    assert "7.69" in shown
+
+
+def test_numbers_are_read_on_request(tmp_path: Path) -> None:
+    ref, hyp = write(tmp_path / "ref", "a 百分之五十的人\n"), write(tmp_path / "hyp", "a 50%的人\n")
+    call("--ref", ref, "--hyp", hyp, "--out", tmp_path / "plain.json")
+    call("--ref", ref, "--hyp", hyp, "--out", tmp_path / "read.json", "--numbers")
+    plain, read = (json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in ("plain.json", "read.json"))
+    assert plain["cer"] > 0 == read["cer"]
+    assert read["normaliser"] == "xllm-zh-1+numbers"
+
+
+@pytest.mark.parametrize(
+    ("hyp", "named"),
+    [
+        ("a 今\n", r"b \(.*ref:2\)"),
+        ("a 今\nb 天\nb 天\n", r"hyp:3: id b is doubled"),
+        ("a 今\nb 天\nz 好\n", r"z \(.*hyp:3\)"),
+        ('{"id": "a", "text": "今"}\n{"id": "b"\n', r"hyp:2: not JSON"),
+        ("", "no transcript"),
+    ],
+)
+def test_nothing_is_written_when_ids_do_not_match(hyp: str, named: str, tmp_path: Path) -> None:
+    ref = write(tmp_path / "ref", "a 今\nb 天\n")
+    with pytest.raises(DataError, match=named):
+        call("--ref", ref, "--hyp", write(tmp_path / "hyp", hyp), "--out", tmp_path / "score.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hyp", "ref"]
+
+
+def test_table_shows_comparison_groups_and_remarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("a", "今天天气", "张"), ("b", "", "李"), ("c", "[red]", "李")]
+    ref = write(tmp_path / "ref.jsonl", "".join(json.dumps({"id": i, "text": t, "speaker": s}) + "\n" for i, t, s in rows))
+    hyp = write(tmp_path / "hyp", "a 今天天气\nb 嗯嗯嗯嗯\nc red\n")
+    write(tmp_path / "hyp.meta.json", json.dumps({"audio_sec": 10, "wall_sec": 5, "includes": "features and search"}))
+    call("--ref", ref, "--hyp", hyp, "--compare", write(tmp_path / "other", "a 今天\nb\nc red\n"))
+    shown = capsys.readouterr().out
+    for part in ("speaker 张", "speaker 李", "CER other", "difference", "+28.57", "1 answered, 4 characters",
+                 "loops in 33.33 %", "RTFx 2.0 (features and search)"):
+        assert part in shown
+    write(tmp_path / "empty", "a\n")
+    call("--ref", tmp_path / "empty", "--hyp", tmp_path / "empty")
+    assert "there is no error rate" in capsys.readouterr().out
+
+
+def test_real_text_with_known_damage(shared_data: Path, tmp_path: Path) -> None:
+    ref = shared_data / "aishell1_sample_S0150" / "kaldi" / "text"
+    lines = ref.read_text(encoding="utf-8").splitlines()
+    generator = random.Random(4)
+    chosen = generator.sample(range(len(lines)), 60)
+    for place in chosen:
+        id, text = lines[place].split(maxsplit=1)
+        lines[place] = f"{id} {text.strip()}龘"
+    generator.shuffle(lines)
+    call("--ref", ref, "--hyp", write(tmp_path / "hyp", "\n".join(lines)), "--out", tmp_path / "score.json")
+    result = json.loads((tmp_path / "score.json").read_text(encoding="utf-8"))
+    assert (result["counts"]["S"], result["counts"]["D"], result["counts"]["I"]) == (0, 0, 60)
+    assert result["ser"] == pytest.approx(100 * 60 / len(lines))

@@ -1,0 +1,209 @@
+"""Recognition with a CIF ASR model: `CifAsr.from_pretrained(dir).transcribe(paths or cuts)`."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+
+from xllm_speech.base.errors import DataError, SeamError
+from xllm_speech.base.files import atomic_dir, sha256_file
+from xllm_speech.base.units import sec_from_steps
+from xllm_speech.datasets.asr import AsrDataset
+from xllm_speech.features.audio import audio_path, load_file
+from xllm_speech.models.asr import SearchConfig
+from xllm_speech.models.checkpoints import WEIGHTS, AsrCheckpoint, load_asr, save_asr
+from xllm_speech.records import AsrBatch, CifOut, Hypothesis, TimedToken
+from xllm_speech.text.tokens import join_tokens
+
+# Utterances that are read ahead and sorted by length before batches are cut from them.
+WINDOW = 256
+
+
+@dataclass
+class DecodingReport:
+    """What a decoding run did, for the file beside its output. Seconds: audio decoded, wall time by part."""
+
+    utterances: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    audio_sec: float = 0.0
+    loading_sec: float = 0.0
+    decoding_sec: float = 0.0
+
+
+class CifAsr:
+    """A CIF ASR model ready to recognise.
+
+    Args:
+        checkpoint: from `models.checkpoints.load_asr`.
+        device: where it runs.
+    """
+
+    def __init__(self, checkpoint: AsrCheckpoint, device: torch.device | str = "cpu") -> None:
+        self.checkpoint = checkpoint
+        self.model, self.table, self.folder = checkpoint.model, checkpoint.table, checkpoint.folder
+        self.device = torch.device(device)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: torch.device | str = "cpu") -> CifAsr:
+        """Load a model directory or the best model of an experiment; `CheckpointError` where that fails."""
+        return cls(load_asr(path, device), device)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the model directory to `path`, atomically."""
+        description = self.checkpoint.description
+        with atomic_dir(path) as part:
+            save_asr(part, self.model.state_dict(), description.model, self.table, description.features)
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of the weights file, for score files."""
+        return sha256_file(self.folder / WEIGHTS)
+
+    def transcribe(
+        self,
+        speech: str | Path | Cut | CutSet | Iterable[str | Path | Cut],
+        search: SearchConfig | None = None,
+        image: str | Path | None = None,
+        batch_sec: float = 60.0,
+        use_images: bool = True,
+        use_captions: bool = True,
+    ) -> list[Hypothesis]:
+        """Recognise files or cuts; one hypothesis each, in order. A file that cannot be read gives one with `error` set.
+
+        Args:
+            speech: one or many paths of audio files, or lhotse cuts.
+            image: a picture for all of them; cuts may bring their own (`use_images`, `use_captions`: whether those count).
+            batch_sec: audio seconds decoded together; results do not depend on it.
+        """
+        return list(self.stream(speech, search, image, batch_sec, use_images, use_captions))
+
+    def stream(
+        self,
+        speech: str | Path | Cut | CutSet | Iterable[str | Path | Cut],
+        search: SearchConfig | None = None,
+        image: str | Path | None = None,
+        batch_sec: float = 60.0,
+        use_images: bool = True,
+        use_captions: bool = True,
+        report: DecodingReport | None = None,
+        channel: str | None = None,
+        on_progress: Callable[[DecodingReport], None] | None = None,
+    ) -> Iterator[Hypothesis]:
+        """Like `transcribe`, one by one; `report` is filled in on the way."""
+        search, report = search or SearchConfig(), report or DecodingReport()
+        features = self.checkpoint.description.features
+        image_size = features.image_size if use_images or image is not None else 0
+        dataset = AsrDataset(
+            None, channel=channel or features.channel, image_size=image_size, caption_share=1.0 if use_captions else 0.0
+        )
+        items = _items(speech, None if image is None else str(image), use_images)
+        while window := list(itertools.islice(items, WINDOW)):
+            done: dict[int, Hypothesis] = {}
+            loadable: list[tuple[int, Cut]] = []
+            for place, (cut, failed) in enumerate(window):
+                if cut is None:
+                    done[place] = failed  # type: ignore[assignment]
+                else:
+                    loadable.append((place, cut))
+            for group in _batches(loadable, batch_sec):
+                done.update(self._decode(group, dataset, search, report))
+                if on_progress is not None:
+                    on_progress(report)
+            for place in range(len(window)):
+                hypothesis = done[place]
+                report.utterances += 1
+                if hypothesis.error is not None:
+                    report.failed.append((hypothesis.id, hypothesis.error))
+                yield hypothesis
+
+    def _decode(
+        self, group: list[tuple[int, Cut]], dataset: AsrDataset, search: SearchConfig, report: DecodingReport
+    ) -> dict[int, Hypothesis]:
+        """Hypotheses of one batch by place; what cannot be loaded is reported in its own hypothesis."""
+        begin = time.perf_counter()
+        # Ids may repeat in a window of loose files, so the batch goes by place.
+        batch = dataset[CutSet([cut.with_id(str(place)) for place, cut in group])]
+        reasons = {key: reason for key, reason in batch.skipped if key not in batch.ids}
+        loaded = time.perf_counter()
+        report.loading_sec += loaded - begin
+        out: dict[int, Hypothesis] = {}
+        cuts = dict(group)
+        for key, reason in reasons.items():
+            cut = cuts[int(key)]
+            out[int(key)] = _hypothesis(cut, "", error=reason.replace(f"{key}: ", "", 1))
+        if batch.ids:
+            results, cif = self.model.recognise(_with_device(batch, self.device), search)
+            report.audio_sec += batch.seconds
+            for row, (key, result) in enumerate(zip(batch.ids, results, strict=True)):
+                cut = cuts[int(key)]
+                out[int(key)] = self._describe(cut, result.tokens, result.log_probs, result.score, cif, row)
+            report.decoding_sec += time.perf_counter() - loaded
+        return out
+
+    def _describe(
+        self, cut: Cut, tokens: list[int], log_probs: list[float], score: float, cif: CifOut, row: int
+    ) -> Hypothesis:
+        starts, fires = cif.start_BU[row].tolist(), cif.fire_BU[row].tolist()
+        timed = []
+        for unit, (token, log_prob) in enumerate(zip(tokens, log_probs, strict=True)):
+            begin, end = (min(sec_from_steps(value), cut.duration) for value in (starts[unit], fires[unit]))
+            piece = join_tokens([self.table.piece(token)])
+            timed.append(TimedToken(piece, round(begin, 3), round(end, 3), round(float(torch.tensor(log_prob).exp()), 4)))
+        return _hypothesis(cut, self.table.decode(tokens), tokens=timed, score=round(score, 4))
+
+
+def _with_device(batch: AsrBatch, device: torch.device) -> AsrBatch:
+    return batch if device.type == "cpu" else batch.to(device)
+
+
+def _items(
+    speech: Any, image: str | None, use_images: bool
+) -> Iterator[tuple[Cut | None, Hypothesis | None]]:
+    """(cut, None) of everything readable in `speech`, (None, hypothesis with an error) of what is not."""
+    if isinstance(speech, str | Path) or (not isinstance(speech, CutSet) and hasattr(speech, "duration")):
+        speech = [speech]
+    for entry in speech:
+        if isinstance(entry, str | Path):
+            try:
+                cut = load_file(entry)
+            except DataError as error:
+                yield None, Hypothesis(Path(entry).stem, "", recording=str(entry), error=str(error))
+                continue
+        else:
+            cut = entry
+        if image is not None:
+            cut = cut.with_custom("image", image) if hasattr(cut, "with_custom") else cut
+        yield cut, None
+
+
+def _batches(cuts: list[tuple[int, Cut]], batch_sec: float) -> Iterator[list[tuple[int, Cut]]]:
+    """Groups of like length whose padded length stays within `batch_sec`; a longer utterance stands alone."""
+    group: list[tuple[int, Cut]] = []
+    for item in sorted(cuts, key=lambda item: (item[1].duration, item[0])):
+        if group and item[1].duration * (len(group) + 1) > batch_sec:
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
+
+
+def _hypothesis(cut: Cut, text: str, **more: Any) -> Hypothesis:
+    source = audio_path(cut)
+    recording = getattr(getattr(cut, "recording", None), "id", None) or source
+    channel = cut.channel if isinstance(getattr(cut, "channel", 0), int) else 0
+    try:
+        return Hypothesis(
+            cut.id, text, recording=recording, start_sec=round(cut.start, 3), duration_sec=round(cut.duration, 3),
+            channel=channel, **more,
+        )
+    except AttributeError as error:  # a mixed cut has no start of its own
+        raise SeamError(f"{cut.id}: {error}") from error
