@@ -1,7 +1,8 @@
 """What was left out of a run, and why: `rejected.jsonl` (data.md, Manifests).
 
 A broken item never stops a run and never vanishes: it is written down with a reason, counted, and once more than a
-configured share of the items is bad the run fails.
+configured share of the items is bad the run fails. A share says little about a handful of items: up to ten, and at most
+half of all, always pass (unless the share is 0).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from xllm_speech.base.errors import DataError
 from xllm_speech.base.files import write_jsonl
 
 DEFAULT_MAX_SHARE = 0.01
+ALWAYS_ALLOWED = 10
 
 
 class Rejects:
@@ -46,8 +48,12 @@ class Rejects:
         write_jsonl(path, self.rows)
 
     def check(self, total: int, path: str | Path) -> None:
-        """Raise `DataError` when more than `max_share` of `total` items were rejected; `path` is where the list stands."""
-        if total and len(self.rows) > self.max_share * total:
+        """Raise `DataError` when too many of `total` items were rejected; `path` is where the list stands.
+
+        Too many: more than max(max_share x total, min(10, total / 2)); with max_share 0, any.
+        """
+        allowed = max(self.max_share * total, min(ALWAYS_ALLOWED, total / 2)) if self.max_share > 0 else 0
+        if total and len(self.rows) > allowed:
             raise DataError(
                 f"{path}: {self.summary()} of {total} items, more than the allowed share {self.max_share:.3g}; "
                 f"mend them or raise --max-rejected (first: {self.rows[0]['id']}: {self.rows[0]['reason']})"

@@ -61,14 +61,14 @@ class AsrDataset(Dataset[AsrBatch]):
             except (DataError, SeamError) as error:
                 skipped.append((cut.id, str(error)))
         utterances = [utterance for utterance, _, _ in kept]
-        with_text = self.table is not None and bool(kept)
+        with_text = self.table is not None
         tokens = [tokens for _, _, tokens in kept]
         return AsrBatch(
             ids=[utterance.id for utterance in utterances],
             fbank=pad_features([feats_TF for _, feats_TF, _ in kept]),
             seconds=sum(utterance.duration_sec for utterance in utterances),
             tokens_BL=_pad_tokens(tokens) if with_text else None,
-            token_lens_B=torch.tensor([len(row) for row in tokens]) if with_text else None,
+            token_lens_B=torch.tensor([len(row) for row in tokens], dtype=torch.int64) if with_text else None,
             texts=[normalise(utterance.text or "") for utterance in utterances],
             pixels=self._load_pictures(utterances, skipped),
             captions=self._captions(utterances),
@@ -127,5 +127,7 @@ def pad_features(feats: Sequence[torch.Tensor]) -> FbankBatch:
 
 
 def _pad_tokens(tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+    if not tokens:
+        return torch.zeros(0, 0, dtype=torch.int64)
     rows = [torch.tensor(row, dtype=torch.int64) for row in tokens]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -9,7 +9,7 @@ import kaldiio
 import numpy as np
 import torch
 from lhotse import Features
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut
 from torchaudio.compliance import kaldi
 
 from xllm_speech.base.errors import DataError
@@ -48,7 +48,7 @@ def load_features(cut: Cut, channel: str | int = MIX) -> torch.Tensor:
     Raises:
         DataError: unreadable audio or archive, or stored features of another width; names the utterance and the file.
     """
-    if cut.has_features:
+    if cut.has_features and not isinstance(cut, MixedCut):  # a mixture is made of audio
         return torch.from_numpy(load_stored(cut))
     return compute_fbank(load_samples(cut, channel))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
+from lhotse.utils import fastcopy
 
 from xllm_speech.base.errors import DataError, SeamError
 from xllm_speech.base.files import atomic_dir, sha256_file
@@ -21,7 +23,6 @@ from xllm_speech.features.audio import audio_path, load_file
 from xllm_speech.models.asr import SearchConfig
 from xllm_speech.models.checkpoints import WEIGHTS, AsrCheckpoint, load_asr, save_asr
 from xllm_speech.records import AsrBatch, CifOut, Hypothesis, TimedToken
-from xllm_speech.text.tokens import join_tokens
 
 # Utterances that are read ahead and sorted by length before batches are cut from them.
 WINDOW = 256
@@ -33,6 +34,7 @@ class DecodingReport:
 
     utterances: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)  # recognised, but not with all that belongs to it
     audio_sec: float = 0.0
     loading_sec: float = 0.0
     decoding_sec: float = 0.0
@@ -66,6 +68,11 @@ class CifAsr:
     def weights_sha256(self) -> str:
         """Hash of the weights file, for score files."""
         return sha256_file(self.folder / WEIGHTS)
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether the model was trained with pictures."""
+        return self.checkpoint.description.features.image_size > 0
 
     def transcribe(
         self,
@@ -104,7 +111,7 @@ class CifAsr:
         dataset = AsrDataset(
             None, channel=channel or features.channel, image_size=image_size, caption_share=1.0 if use_captions else 0.0
         )
-        items = _items(speech, None if image is None else str(image), use_images)
+        items = _items(speech, None if image is None else str(image))
         while window := list(itertools.islice(items, WINDOW)):
             done: dict[int, Hypothesis] = {}
             loadable: list[tuple[int, Cut]] = []
@@ -131,14 +138,16 @@ class CifAsr:
         begin = time.perf_counter()
         # Ids may repeat in a window of loose files, so the batch goes by place.
         batch = dataset[CutSet([cut.with_id(str(place)) for place, cut in group])]
-        reasons = {key: reason for key, reason in batch.skipped if key not in batch.ids}
         loaded = time.perf_counter()
         report.loading_sec += loaded - begin
         out: dict[int, Hypothesis] = {}
         cuts = dict(group)
-        for key, reason in reasons.items():
-            cut = cuts[int(key)]
-            out[int(key)] = _hypothesis(cut, "", error=reason.replace(f"{key}: ", "", 1))
+        for key, reason in batch.skipped:
+            cut, reason = cuts[int(key)], reason.replace(f"{key}: ", "", 1)
+            if key in batch.ids:  # decoded all the same, without its picture
+                report.notes.append((cut.id, reason))
+            else:
+                out[int(key)] = _hypothesis(cut, "", error=reason)
         if batch.ids:
             results, cif = self.model.recognise(_with_device(batch, self.device), search)
             report.audio_sec += batch.seconds
@@ -154,9 +163,8 @@ class CifAsr:
         starts, fires = cif.start_BU[row].tolist(), cif.fire_BU[row].tolist()
         timed = []
         for unit, (token, log_prob) in enumerate(zip(tokens, log_probs, strict=True)):
-            begin, end = (min(sec_from_steps(value), cut.duration) for value in (starts[unit], fires[unit]))
-            piece = join_tokens([self.table.piece(token)])
-            timed.append(TimedToken(piece, round(begin, 3), round(end, 3), round(float(torch.tensor(log_prob).exp()), 4)))
+            begin, end = (cut.start + min(sec_from_steps(value), cut.duration) for value in (starts[unit], fires[unit]))
+            timed.append(TimedToken(self.table.piece(token), round(begin, 3), round(end, 3), round(math.exp(log_prob), 4)))
         return _hypothesis(cut, self.table.decode(tokens), tokens=timed, score=round(score, 4))
 
 
@@ -164,13 +172,14 @@ def _with_device(batch: AsrBatch, device: torch.device) -> AsrBatch:
     return batch if device.type == "cpu" else batch.to(device)
 
 
-def _items(
-    speech: Any, image: str | None, use_images: bool
-) -> Iterator[tuple[Cut | None, Hypothesis | None]]:
+def _items(speech: Any, image: str | None) -> Iterator[tuple[Cut | None, Hypothesis | None]]:
     """(cut, None) of everything readable in `speech`, (None, hypothesis with an error) of what is not."""
     if isinstance(speech, str | Path) or (not isinstance(speech, CutSet) and hasattr(speech, "duration")):
         speech = [speech]
     for entry in speech:
+        if isinstance(entry, Hypothesis):  # a manifest line that is no speech: passed on as it is
+            yield None, entry
+            continue
         if isinstance(entry, str | Path):
             try:
                 cut = load_file(entry)
@@ -180,7 +189,7 @@ def _items(
         else:
             cut = entry
         if image is not None:
-            cut = cut.with_custom("image", image) if hasattr(cut, "with_custom") else cut
+            cut = fastcopy(cut, custom={**(cut.custom or {}), "image": image})
         yield cut, None
 
 

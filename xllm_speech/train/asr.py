@@ -76,7 +76,8 @@ class AsrTask:
             if batch.skipped:
                 for utterance_id, reason in batch.skipped:
                     logger.warning("left out: %s", reason if utterance_id in reason else f"{utterance_id}: {reason}")
-                    self.rejects.add(utterance_id, "", reason, "loading")
+                    if utterance_id not in batch.ids:  # else it was used, without its picture
+                        self.rejects.add(utterance_id, "", reason, "loading")
                 if rank == 0:
                     self.rejects.write(self.rejects_path)
                 self.rejects.check(self.seen, self.rejects_path)

@@ -186,7 +186,7 @@ class _Run:
                         "Look at these utterances (train.log lists all), or lower optim.lr or train.clip_norm"
                     )
             self.reporter.step(report, progress.step, progress.epoch, lr, wait_sec, self.total_steps)
-            if progress.step % (config.eval_every or config.save_every) == 0:
+            if self.done or progress.step % (config.eval_every or config.save_every) == 0:
                 self.evaluate()
             if progress.step % config.save_every == 0:
                 self.save()

@@ -45,7 +45,9 @@ def test_kaldis_statistics(tmp_path: Path) -> None:
     assert stats.frames == 1000
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"mean": [1]}', b'{"mean": [1], "std": [1, 2], "frames": 3}', b"\0BXX ", b"hello"])
+@pytest.mark.parametrize("content", [
+    b"", b"{", b'{"mean": [1]}', b'{"mean": [1], "std": [1, 2], "frames": 3}', b"\0BXX ", b"hello",
+])
 def test_what_is_no_statistics_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad").write_bytes(content)
     with pytest.raises(DataError, match="bad"):

@@ -68,7 +68,7 @@ def test_comparison(tmp_path: Path) -> None:
     assert compare["difference"] == pytest.approx(100 * (2 - 5) / 14)
     assert (compare["better"], compare["worse"]) == (2, 1)
     assert compare["interval"][0] < compare["difference"] < compare["interval"][1]
-    with pytest.raises(DataError, match="short lacks 1 of 3 ids: c \(.*ref:3\)"):
+    with pytest.raises(DataError, match=r"short lacks 1 of 3 ids: c \(.*ref:3\)"):
         score_files(ref, hyp, FORM, compare=write(tmp_path / "short", a="一", b="六"))
 
 

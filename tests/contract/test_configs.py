@@ -1,0 +1,55 @@
+"""Every configuration file loads, is complete in itself, and builds its model (without memory for the large ones)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+TOP = Path(__file__).resolve().parents[2]
+FILES = sorted([*TOP.glob("conf/*.yaml"), *TOP.glob("egs/*/conf/*.yaml")])
+
+
+def test_there_are_configuration_files():
+    assert {"asr_paper.yaml", "asr_small.yaml"} <= {path.name for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TOP)))
+def test_configuration_loads_and_builds_its_model(path):
+    from xllm_speech.base.config import load_config
+    from xllm_speech.encoders.vision import build_vit
+    from xllm_speech.models.asr import build_asr_model
+    from xllm_speech.train.asr import AsrExperiment
+
+    experiment = load_config(path, AsrExperiment)
+    visual = None
+    with torch.device("meta"):
+        if experiment.model.visual.kind == "vit":  # made by an earlier stage of the recipe
+            assert experiment.data.image_size > 0, "a model that sees needs pictures of some size"
+            visual = build_vit(image_size=64, patch_size=16, width=experiment.model.visual.width, depth=1, heads=4)
+        model = build_asr_model(experiment.model, vocab=100, sos_id=99, visual=visual)
+    assert sum(p.numel() for p in model.parameters()) > 1e5
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path):
+    from xllm_speech.base.config import load_config
+    from xllm_speech.base.errors import ConfigError
+    from xllm_speech.train.asr import AsrExperiment
+
+    (tmp_path / "base.yaml").write_text("model: {encoder: {blocks: 4, pool_after: [1, 2]}, decoder: {blocks: 6}}\n")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\nmodel: {encoder: {kernl: 7}}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: unknown key `model\.encoder\.kernl`; did you mean `model\.encoder\.kernel`"):
+        load_config(tmp_path / "mine.yaml", AsrExperiment)
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\nmodel: {encoder: {kernel: 7}}\n")
+    loaded = load_config(tmp_path / "mine.yaml", AsrExperiment, ["optim.lr=1e-4"])
+    assert (loaded.model.encoder.blocks, loaded.model.encoder.kernel, loaded.optim.lr) == (4, 7, 1e-4)
+    for override, message in (
+        ("optim.lr=fast", "optim.lr"), ("optim", "expected key=value"), ("model.encoder.kernel=8", "must be odd"),
+        ("optim.schedule=linear", "is not one of tristage, cosine, constant"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(tmp_path / "mine.yaml", AsrExperiment, [override])
+    (tmp_path / "base.yaml").write_text("base: mine.yaml\n")
+    with pytest.raises(ConfigError, match="leads back to itself"):
+        load_config(tmp_path / "mine.yaml", AsrExperiment)

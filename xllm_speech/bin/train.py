@@ -1,0 +1,37 @@
+"""`xllm-speech train`: train the model that a configuration describes, or go on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of this verb."""
+    parser.description = (
+        "Train, or go on where the run in DIR stopped. Several processes: put `torchrun --nproc-per-node N -m "
+        "xllm_speech.bin.main` in place of `xllm-speech`, or set train.devices=N."
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the experiment, YAML")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoints, curves, best/ and final/ go here")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="short for train.device=")
+    parser.add_argument("--restart", action="store_true", help="start anew; an earlier run in DIR is moved to DIR.old-N")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. train.max_steps=100 optim.lr=1e-3")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train to the end of the configuration; returns the exit status."""
+    from xllm_speech.base.config import load_config
+    from xllm_speech.train.asr import AsrExperiment, AsrTask
+    from xllm_speech.train.loop import train
+
+    overrides = [*args.overrides, *([f"train.device={args.device}"] if args.device else [])]
+    experiment = load_config(args.config, AsrExperiment, overrides)
+    result = train(
+        lambda fabric: AsrTask(experiment, args.out, fabric), experiment.optim, experiment.train, args.out, args.restart
+    )
+    if result.process == 0:
+        best = "" if result.best is None else f", best on the development data: {result.best:.4g} at step {result.best_step}"
+        state = "up to date" if result.up_to_date else "finished"
+        print(f"{state}: {result.step} steps, {result.epoch} epochs{best}; model in {result.final}")
+    return 0
