@@ -8,7 +8,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One sub-command per corpus or task."""
-    commands = parser.add_subparsers(dest="corpus", metavar="CORPUS", required=True)
+    commands = parser.add_subparsers(dest="kind", metavar="CORPUS", required=True)
 
     kaldi = commands.add_parser("kaldi", help="a Kaldi data directory (wav.scp, text, segments, feats.scp) to cuts")
     kaldi.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="folder with wav.scp or feats.scp")
@@ -40,7 +40,7 @@ def _add_max_rejected(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it and print one line of counts; exit status 0."""
-    match args.corpus:
+    match args.kind:
         case "kaldi":
             from xllm_speech.manifests.kaldi import prepare_kaldi
 

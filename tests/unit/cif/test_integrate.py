@@ -98,7 +98,8 @@ def test_training_always_yields_exactly_the_target_length(dtype):
         # Every unit holds a whole unit of weight: with h = 1 it is 1, the last one too.
         ones = integrate_and_fire(torch.ones_like(h), alpha, torch.full((6,), 90), targets).units_BUD.float()
         inside = torch.arange(ones.shape[1]) < targets[:, None]
-        torch.testing.assert_close(ones[inside], torch.ones_like(ones[inside]), atol=1e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
+        tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(ones[inside], torch.ones_like(ones[inside]), atol=tolerance, rtol=0)
 
 
 def test_result_does_not_depend_on_the_batch():

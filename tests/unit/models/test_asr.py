@@ -15,7 +15,9 @@ VOCAB = 12
 
 def tiny_config(**changes):
     return AsrModelConfig(**{
-        "encoder": EncoderConfig(channels=4, width=32, heads=2, feedforward=48, kernel=5, blocks=3, pool_after=[1, 2], dropout=0.0),
+        "encoder": EncoderConfig(
+            channels=4, width=32, heads=2, feedforward=48, kernel=5, blocks=3, pool_after=[1, 2], dropout=0.0
+        ),
         "cif": CifConfig(channels=16),
         "decoder": DecoderConfig(heads=2, feedforward=48, blocks=2, dropout=0.0, visual_blocks=[1], linguistic_blocks=[2]),
         "loss": LossConfig(unit_weight=0.3),

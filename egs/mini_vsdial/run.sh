@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# mini_vsdial: the toolkit from nothing on two CPU cores. The recipe makes its own corpus of drawn images and spoken
+# Chinese questions about them, trains the CIF ASR model, decodes the test sets and scores them.
+#
+#   ./run.sh --stop-stage 19       the corpus, the ASR model and its scores
+#   ./run.sh --dry-run             what would run, and why
+#   ./run.sh --stage 11            from stage 11 on
+#
+# Decades: 0-9 data, 10-19 CIF ASR. A stage that is up to date is skipped. Paths in options count from this folder.
+# Results: the table at the end and exp/report/metrics.json.
+set -euo pipefail
+
+stage=0              # first stage to run
+stop_stage=99        # last stage to run
+dry_run=false        # only show what would run, and why
+force=false          # run the stages of the range even where they are up to date
+device=cpu           # cpu or cuda
+seed=2023            # seed of the corpus and of the training
+nj=2                 # processes side by side
+config=conf/asr.yaml # configuration of the CIF ASR model
+token_kind=char      # char, sentencepiece or mixed
+average=5            # how many of the last checkpoints to average
+
+# shellcheck source=../../utils/parse_options.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../utils/parse_options.sh"
+parse_options "$@"
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. ../../utils/stages.sh
+. ./cmd.sh
+if [ "$dry_run" = false ]; then . ./path.sh; fi
+
+test_sets=(mixed clean homophone noisy unseen)
+sets=(train dev "${test_sets[@]/#/test_}")
+data_cuts=() dump_cuts=() test_cuts=() test_texts=() hypotheses=() scores=()
+for name in "${sets[@]}"; do
+  data_cuts+=("data/$name/cuts.jsonl.gz")
+  dump_cuts+=("dump/$name/cuts.jsonl.gz")
+done
+for name in "${test_sets[@]}"; do
+  test_cuts+=("dump/test_$name/cuts.jsonl.gz")
+  test_texts+=("data/test_$name/text")
+  hypotheses+=("exp/decode/test_$name/hyp.jsonl")
+  scores+=("exp/score/test_$name/score.json")
+done
+
+# ---------------------------------------------------------------- 0-9 data
+
+make_corpus() {
+  python3 local/make_corpus.py --out data/corpus --seed "$seed" --jobs "$nj"
+}
+stage 0 "make the corpus" --with "seed=$seed" --needs local/*.py --makes data/corpus/manifest.json -- \
+  make_corpus
+
+stage 1 "manifests" --needs data/corpus/manifest.json --makes "${data_cuts[@]}" "${test_texts[@]}" -- \
+  xllm-speech prepare visdial --corpus data/corpus --out data
+
+features_of() {
+  xllm-speech features --cuts "data/$1/cuts.jsonl.gz" --out "dump/$1"
+}
+make_features() {
+  xllm-speech features --cuts data/train/cuts.jsonl.gz --out dump/train --jobs "$nj" --cmvn dump/cmvn.json
+  for_each "$nj" features_of "${sets[@]:1}"
+}
+stage 2 "features and CMVN" --needs "${data_cuts[@]}" --makes "${dump_cuts[@]}" dump/cmvn.json -- \
+  make_features
+
+stage 3 "token table" --needs data/train/cuts.jsonl.gz --makes data/tokens/tokens.txt -- \
+  xllm-speech tokens --cuts data/train/cuts.jsonl.gz --kind "$token_kind" --out data/tokens
+
+# ---------------------------------------------------------------- 10-19 CIF ASR (10: frozen image encoder, later)
+
+mapfile -t configs < <(config_with_bases "$config")
+train_asr() {
+  run_cmd "$train_cmd" xllm-speech train --config "$config" --out exp/asr "train.device=$device" "train.seed=$seed"
+}
+stage 11 "train the CIF ASR model" --with "device=$device" "seed=$seed" \
+  --needs "${configs[@]}" dump/train/cuts.jsonl.gz dump/dev/cuts.jsonl.gz dump/cmvn.json data/tokens/tokens.txt \
+  --resumes exp/asr --makes exp/asr/final/model.safetensors -- \
+  train_asr
+
+stage 12 "average checkpoints" --needs exp/asr/final/model.safetensors --makes exp/asr/average/model.safetensors -- \
+  xllm-speech average exp/asr --last "$average" --out exp/asr/average
+
+decode_set() {
+  run_cmd "$decode_cmd" xllm-speech transcribe --model exp/asr/average --cuts "dump/test_$1/cuts.jsonl.gz" \
+    --device "$device" --out "exp/decode/test_$1/hyp.jsonl"
+}
+decode() {
+  for_each "$nj" decode_set "${test_sets[@]}"
+}
+stage 13 "decode the test sets" --with "device=$device" --needs exp/asr/average/model.safetensors "${test_cuts[@]}" \
+  --makes "${hypotheses[@]}" -- \
+  decode
+
+score_set() {
+  xllm-speech score --ref "data/test_$1/text" --hyp "exp/decode/test_$1/hyp.jsonl" --out "exp/score/test_$1/score.json"
+}
+score() {
+  for_each "$nj" score_set "${test_sets[@]}"
+}
+stage 14 "score" --needs "${test_texts[@]}" "${hypotheses[@]}" --makes "${scores[@]}" -- \
+  score
+
+end_stages
+
+if [ "$dry_run" = false ]; then
+  results=()
+  for name in "${test_sets[@]}"; do results+=("cif_asr/$name/S=exp/score/test_$name/score.json"); done
+  python3 ../../local/show_results.py --minutes exp/minutes.tsv --out exp/report/metrics.json "${results[@]}"
+fi
