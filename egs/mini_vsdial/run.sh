@@ -31,7 +31,8 @@ if [ "$dry_run" = false ]; then . ./path.sh; fi
 
 test_sets=(mixed clean homophone noisy unseen)
 sets=(train dev "${test_sets[@]/#/test_}")
-data_cuts=() dump_cuts=() test_cuts=() test_texts=() hypotheses=() scores=()
+conditions=(S S+V) # speech alone; with the image
+data_cuts=() dump_cuts=() test_cuts=() test_texts=() hypotheses=() scores=() results=()
 for name in "${sets[@]}"; do
   data_cuts+=("data/$name/cuts.jsonl.gz")
   dump_cuts+=("dump/$name/cuts.jsonl.gz")
@@ -39,8 +40,11 @@ done
 for name in "${test_sets[@]}"; do
   test_cuts+=("dump/test_$name/cuts.jsonl.gz")
   test_texts+=("data/test_$name/text")
-  hypotheses+=("exp/decode/test_$name/hyp.jsonl")
-  scores+=("exp/score/test_$name/score.json")
+  for condition in "${conditions[@]}"; do
+    hypotheses+=("exp/decode/test_$name/$condition.jsonl")
+    scores+=("exp/score/test_$name/$condition.json")
+    results+=("cif_asr/$name/$condition=exp/score/test_$name/$condition.json")
+  done
 done
 
 # ---------------------------------------------------------------- 0-9 data
@@ -67,14 +71,18 @@ stage 2 "features and CMVN" --needs "${data_cuts[@]}" --makes "${dump_cuts[@]}" 
 stage 3 "token table" --needs data/train/cuts.jsonl.gz --makes data/tokens/tokens.txt -- \
   xllm-speech tokens --cuts data/train/cuts.jsonl.gz --kind "$token_kind" --out data/tokens
 
-# ---------------------------------------------------------------- 10-19 CIF ASR (10: frozen image encoder, later)
+# ---------------------------------------------------------------- 10-19 CIF ASR
+
+stage 10 "train the image encoder, then frozen" --with "seed=$seed" \
+  --needs data/corpus/manifest.json local/train_vision.py --makes exp/vision/model.safetensors -- \
+  python3 local/train_vision.py --corpus data/corpus --out exp/vision --seed "$seed"
 
 mapfile -t configs < <(config_with_bases "$config")
 train_asr() {
   run_cmd "$train_cmd" xllm-speech train --config "$config" --out exp/asr "train.device=$device" "train.seed=$seed"
 }
 stage 11 "train the CIF ASR model" --with "device=$device" "seed=$seed" \
-  --needs "${configs[@]}" dump/train/cuts.jsonl.gz dump/dev/cuts.jsonl.gz dump/cmvn.json data/tokens/tokens.txt \
+  --needs "${configs[@]}" exp/vision/model.safetensors dump/train/cuts.jsonl.gz dump/dev/cuts.jsonl.gz dump/cmvn.json data/tokens/tokens.txt \
   --resumes exp/asr --makes exp/asr/final/model.safetensors -- \
   train_asr
 
@@ -83,7 +91,9 @@ stage 12 "average checkpoints" --needs exp/asr/final/model.safetensors --makes e
 
 decode_set() {
   run_cmd "$decode_cmd" xllm-speech transcribe --model exp/asr/average --cuts "dump/test_$1/cuts.jsonl.gz" \
-    --device "$device" --out "exp/decode/test_$1/hyp.jsonl"
+    --device "$device" --no-images --out "exp/decode/test_$1/S.jsonl"
+  run_cmd "$decode_cmd" xllm-speech transcribe --model exp/asr/average --cuts "dump/test_$1/cuts.jsonl.gz" \
+    --device "$device" --out "exp/decode/test_$1/S+V.jsonl"
 }
 decode() {
   for_each "$nj" decode_set "${test_sets[@]}"
@@ -93,7 +103,11 @@ stage 13 "decode the test sets" --with "device=$device" --needs exp/asr/average/
   decode
 
 score_set() {
-  xllm-speech score --ref "data/test_$1/text" --hyp "exp/decode/test_$1/hyp.jsonl" --out "exp/score/test_$1/score.json"
+  local condition
+  for condition in "${conditions[@]}"; do
+    xllm-speech score --ref "data/test_$1/text" --hyp "exp/decode/test_$1/$condition.jsonl" \
+      --set-name "test_$1 $condition" --out "exp/score/test_$1/$condition.json"
+  done
 }
 score() {
   for_each "$nj" score_set "${test_sets[@]}"
@@ -104,7 +118,5 @@ stage 14 "score" --needs "${test_texts[@]}" "${hypotheses[@]}" --makes "${scores
 end_stages
 
 if [ "$dry_run" = false ]; then
-  results=()
-  for name in "${test_sets[@]}"; do results+=("cif_asr/$name/S=exp/score/test_$name/score.json"); done
   python3 ../../local/show_results.py --minutes exp/minutes.tsv --out exp/report/metrics.json "${results[@]}"
 fi

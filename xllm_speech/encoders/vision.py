@@ -101,8 +101,11 @@ def build_vit(
         case "patch":
             pass
         case "conv":
-            fits = patch_size % STEM_STRIDE == 0 and width % 4 == 0
-            require(fits, f"vit: a conv stem needs a multiple of {STEM_STRIDE} for patch_size {patch_size}, of 4 for width {width}")
+            require(
+                patch_size % STEM_STRIDE == 0 and width % 4 == 0,
+                f"vit: a conv stem needs a patch_size in multiples of {STEM_STRIDE} and a width in multiples of 4, "
+                f"not {patch_size} and {width}",
+            )
             embed_layer, stride = functools.partial(HybridEmbed, _conv_stem(width)), patch_size // STEM_STRIDE
         case _:
             raise ConfigError(f"vit.stem: `{stem}` is not one of patch, conv")

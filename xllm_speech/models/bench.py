@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
-import os
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,33 +43,28 @@ def _synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measure_peak(call: Callable[[], None], device: str) -> float:
-    """Peak memory in MiB that `call` takes above what is held before it."""
+def measure_peak(call: Callable[[], None], device: str) -> float | None:
+    """Peak memory in MiB that `call` takes above what is held before it; None where the system does not tell."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / MIB
-    before, peak, done = _resident_bytes(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.is_set():
-            peak[0] = max(peak[0], _resident_bytes())
-            time.sleep(0.0005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     try:
+        # Free pages go back first: what the allocator still holds would hide what the call needs.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        before = _status_bytes("VmRSS")
         call()
-    finally:
-        done.set()
-        watcher.join()
-    return max(peak[0] - before, 0) / MIB
+        return max(_status_bytes("VmHWM") - before, 0) / MIB
+    except (OSError, AttributeError, KeyError):
+        return None
 
 
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def _status_bytes(name: str) -> int:
+    rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(rows[name].split()[0]) * 1024
 
 
 def bench_cif(batch: int, steps: int, width: int, rate: float, repeats: int, device: str) -> dict[str, Any]:

@@ -183,4 +183,6 @@ def test_memory_stays_near_the_input():
     step()
     h.grad = alpha.grad = None
     input_mib = h.numel() * 4 / 2**20
-    assert measure_peak(step, "cpu") < 3 * input_mib
+    peak_mib = measure_peak(step, "cpu")
+    assert peak_mib is not None
+    assert input_mib < peak_mib < 3 * input_mib  # at least the gradient of the input
