@@ -52,7 +52,8 @@ done
 make_corpus() {
   python3 local/make_corpus.py --out data/corpus --seed "$seed" --jobs "$nj"
 }
-stage 0 "make the corpus" --with "seed=$seed" --needs local/*.py --makes data/corpus/manifest.json -- \
+stage 0 "make the corpus" --with "seed=$seed" \
+  --needs local/{make_corpus,clips,dialogues,drawing,noise,plan,scenes,voices}.py --makes data/corpus/manifest.json -- \
   make_corpus
 
 stage 1 "manifests" --needs data/corpus/manifest.json --makes "${data_cuts[@]}" "${test_texts[@]}" -- \
@@ -118,5 +119,13 @@ stage 14 "score" --needs "${test_texts[@]}" "${hypotheses[@]}" --makes "${scores
 end_stages
 
 if [ "$dry_run" = false ]; then
+  homophones=()
+  for condition in "${conditions[@]}"; do
+    score=exp/score/test_homophone/$condition.json
+    if [ -e "$score" ]; then homophones+=("cif_asr/$condition=$score"); fi
+  done
   python3 ../../local/show_results.py --minutes exp/minutes.tsv --out exp/report/metrics.json "${results[@]}"
+  if [ "${#homophones[@]}" -gt 0 ]; then
+    python3 local/score_homophones.py --out exp/report/metrics.json "${homophones[@]}"
+  fi
 fi

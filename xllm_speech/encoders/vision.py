@@ -11,7 +11,7 @@ from torch import nn
 
 from xllm_speech.base.config import require
 from xllm_speech.base.errors import CheckpointError, ConfigError, DataError
-from xllm_speech.base.files import read_json, write_json
+from xllm_speech.base.files import atomic_write, read_json, write_json
 from xllm_speech.encoders.pretrained import first_line, load_pretrained
 from xllm_speech.records import Memory, PixelBatch
 
@@ -128,9 +128,11 @@ def _conv_stem(width: int) -> nn.Sequential:
 
 def save_vit(encoder: VisionEncoder, folder: Path, **arguments: int | str) -> None:
     """Write weights and the arguments of `build_vit` that `encoder` was built with into `folder`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file(encoder.network.model.state_dict(), folder / VIT_WEIGHTS)  # type: ignore[union-attr]
+    content = save(encoder.network.model.state_dict())  # type: ignore[union-attr]
+    with atomic_write(folder / VIT_WEIGHTS, "wb") as stream:  # save_file would let nobody else read it
+        stream.write(content)
     write_json(folder / VIT_CONFIG, arguments)
 
 

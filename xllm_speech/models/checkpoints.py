@@ -69,12 +69,13 @@ def save_asr(
     features: FeatureConfig,
 ) -> None:
     """Write a model directory into `folder`, which exists. state: the model's state dict; frozen encoders are left out."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     trained = {
         name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if not name.startswith(FROZEN_PREFIXES)
     }
-    save_file(trained, str(folder / WEIGHTS), metadata={"format": "pt"})
+    with atomic_write(folder / WEIGHTS, "wb") as stream:  # save_file would let nobody else read it
+        stream.write(save(trained, metadata={"format": "pt"}))
     table.save(folder)
     described = asdict(AsrDescription(vocab=table.size, model=config, features=features))
     for name in ("visual", "linguistic"):

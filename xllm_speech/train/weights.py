@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from xllm_speech.base.errors import CheckpointError
+from xllm_speech.base.files import atomic_write
 from xllm_speech.train.saves import OPTIMIZER, WEIGHTS
 
 PREFIX = "model."  # of the task's model inside `steps.LossModule`
@@ -43,7 +44,8 @@ def save_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
         tensor = tensor.detach().cpu().contiguous()
         whole[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
         seen.add(tensor.untyped_storage().data_ptr())
-    save_file(whole, str(path), metadata={"format": "pt"})
+    with atomic_write(path, "wb") as stream:  # save_file would let nobody else read it
+        stream.write(save(whole, metadata={"format": "pt"}))
 
 
 def load_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
