@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 
 from xllm_speech.base.errors import CheckpointError, ConfigError
 from xllm_speech.base.files import atomic_dir, sha256_file, write_json
-from xllm_speech.train.saves import OPTIMIZER, STATE, WEIGHTS, Checkpoint, best_checkpoints, list_checkpoints
+from xllm_speech.train.saves import OPTIMIZER, STATE, WEIGHTS, Checkpoint, best_checkpoints, copy_folder, list_checkpoints
 from xllm_speech.train.weights import save_weights
 
 
@@ -56,8 +55,7 @@ def average_checkpoints(
     target = out or run / "average"
     latest = chosen[-1]
     with atomic_dir(target) as part:
-        ignored = shutil.ignore_patterns(OPTIMIZER, STATE, WEIGHTS)
-        shutil.copytree(latest.path, part, dirs_exist_ok=True, ignore=ignored)
+        copy_folder(latest.path, part, without=(OPTIMIZER, STATE, WEIGHTS))
         save_weights(part / WEIGHTS, state)
         write_json(part / "averaged.json", {
             "method": "last" if last else "best", "wanted": wanted, "best_key": latest.best_key,

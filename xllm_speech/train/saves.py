@@ -135,11 +135,20 @@ def _write_state(folder: Path, checkpoint: Checkpoint) -> None:
     write_json(folder / STATE, state)
 
 
+def copy_folder(source: Path, target: Path, without: tuple[str, ...]) -> None:
+    """Copy a model directory into `target`; the names in `without` are left out at its top only, not in folders inside."""
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        return set(without) & set(names) if Path(folder) == source else set()
+
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignore)
+
+
 def copy_model(source: Checkpoint, target: Path) -> None:
     """Copy a checkpoint's model directory to `target`, without the optimiser, atomically. A copy, so that it can be moved."""
 
     def write_model(part: Path) -> None:
-        shutil.copytree(source.path, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns(OPTIMIZER, STATE))
+        copy_folder(source.path, part, without=(OPTIMIZER, STATE))
 
     write_checkpoint(target, write_model, None, source)
 

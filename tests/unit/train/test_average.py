@@ -55,6 +55,17 @@ def test_last(run: Path) -> None:
     assert ToyModel(0.1, True).load_state_dict(ours, strict=False).unexpected_keys == []
 
 
+def test_folders_inside_a_model_directory_come_along_whole(run: Path) -> None:
+    inside = run / "checkpoints/step_00000010/visual"
+    inside.mkdir()
+    for name in ("model.safetensors", "state.json", "optimizer.pt"):  # names that are special one level up
+        (inside / name).write_text(name)
+    average_checkpoints(run, last=1)
+    assert {path.name: path.read_text() for path in (run / "average/visual").iterdir()} == {
+        name: name for name in ("model.safetensors", "state.json", "optimizer.pt")
+    }
+
+
 def test_best_ranks_by_the_dev_metric_and_leaves_out_what_was_not_evaluated(run: Path, tmp_path: Path) -> None:
     rows = [row for _, row in read_jsonl(run / "train.log") if row["kind"] == "dev"]
     assert [row["step"] for row in rows] == [4, 8, 10]
