@@ -1,0 +1,58 @@
+"""Seams interfaces -> prompts -> llm (house.md; system.md sections 3 and 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from xllm_speech.records.checks import ensure, ensure_lens
+
+
+@dataclass(frozen=True)
+class SlotEmbeds:
+    """What an interface made of N media items of one kind, in the order in which they occur in the batch.
+
+    x_NQH: float, right-padded, width H of the LLM. lens_N: int64 vectors per item, at least 1. kind: the item type of
+    the conversation, such as image, video, speech.
+    """
+
+    x_NQH: torch.Tensor
+    lens_N: torch.Tensor
+    kind: str
+
+    def __post_init__(self) -> None:
+        ensure(self.x_NQH.dim() == 3, f"SlotEmbeds {self.kind}: expected [N, Q, H], found {tuple(self.x_NQH.shape)}")
+        ensure_lens(f"SlotEmbeds {self.kind}", self.lens_N, *self.x_NQH.shape[:2], exact=False, least=1)
+
+    def to(self, device: torch.device | str) -> SlotEmbeds:
+        """The same vectors on `device`."""
+        return SlotEmbeds(self.x_NQH.to(device), self.lens_N.to(device), self.kind)
+
+
+@dataclass(frozen=True)
+class LlmInput:
+    """A batch of prompts for the LLM, media already in place.
+
+    ids_BL: int64 token ids; positions of media hold the tokenizer's filler id, padding its pad id. embeds_BLH: input
+    embeddings. mask_BL: bool, True where a position is real (left or right padding). labels_BL: int64, -100 where no
+    loss is wanted (media, prompts, padding), or None for generation. slots_BL: bool, True at media positions.
+    """
+
+    ids_BL: torch.Tensor
+    embeds_BLH: torch.Tensor
+    mask_BL: torch.Tensor
+    slots_BL: torch.Tensor
+    labels_BL: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.ids_BL.shape)
+        ensure(len(shape) == 2, f"LlmInput: ids must be [B, L], found {shape}")
+        ensure(tuple(self.embeds_BLH.shape[:2]) == shape, f"LlmInput: embeddings {tuple(self.embeds_BLH.shape)} for ids {shape}")
+        for name, value in (("mask", self.mask_BL), ("slots", self.slots_BL), ("labels", self.labels_BL)):
+            ensure(value is None or tuple(value.shape) == shape, f"LlmInput: {name} of another shape than ids {shape}")
+        ensure(not bool((self.slots_BL & ~self.mask_BL).any()), "LlmInput: a media position is masked out")
+        if self.labels_BL is not None:
+            labelled = self.labels_BL != -100
+            ensure(not bool((labelled & self.slots_BL).any()), "LlmInput: a label on a media position")
+            ensure(not bool((labelled & ~self.mask_BL).any()), "LlmInput: a label on padding")
