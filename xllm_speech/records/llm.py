@@ -48,7 +48,8 @@ class LlmInput:
     def __post_init__(self) -> None:
         shape = tuple(self.ids_BL.shape)
         ensure(len(shape) == 2, f"LlmInput: ids must be [B, L], found {shape}")
-        ensure(tuple(self.embeds_BLH.shape[:2]) == shape, f"LlmInput: embeddings {tuple(self.embeds_BLH.shape)} for ids {shape}")
+        found = tuple(self.embeds_BLH.shape)
+        ensure(found[:2] == shape, f"LlmInput: embeddings {found} for ids {shape}")
         for name, value in (("mask", self.mask_BL), ("slots", self.slots_BL), ("labels", self.labels_BL)):
             ensure(value is None or tuple(value.shape) == shape, f"LlmInput: {name} of another shape than ids {shape}")
         ensure(not bool((self.slots_BL & ~self.mask_BL).any()), "LlmInput: a media position is masked out")
