@@ -80,7 +80,8 @@ stage 10 "train the image encoder, then frozen" --with "seed=$seed" \
 
 mapfile -t configs < <(config_with_bases "$config")
 train_asr() {
-  run_cmd "$train_cmd" xllm-speech train --config "$config" --out exp/asr "train.device=$device" "train.seed=$seed"
+  run_cmd "$train_cmd" xllm-speech train --config "$config" --out exp/asr \
+    "train.device=$device" "train.seed=$seed" "data.seed=$seed"
 }
 stage 11 "train the CIF ASR model" --with "device=$device" "seed=$seed" \
   --needs "${configs[@]}" exp/vision/model.safetensors dump/train/cuts.jsonl.gz dump/dev/cuts.jsonl.gz dump/cmvn.json data/tokens/tokens.txt \

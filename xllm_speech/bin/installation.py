@@ -63,6 +63,7 @@ PARTS: tuple[Part, ...] = (
     Part("accelerate", "large language models across devices"),
     Part("peft", "fine-tuning language models"),
     Part("jiwer", "scoring"),
+    Part("rapidfuzz", "alignment of transcripts"),
     Part("matplotlib", "figures"),
     Part("rich", "tables and progress"),
     Part("torchcodec", "torchaudio.load (not used by this package)", EXTRA, "apt-get install --no-install-recommends ffmpeg"),
@@ -187,6 +188,10 @@ def operate(name: str) -> None:
             import peft
 
             assert callable(peft.LoraConfig)
+        case "rapidfuzz":
+            from rapidfuzz.distance import Levenshtein
+
+            assert Levenshtein.distance("ab", "ac") == 1
         case "jiwer":
             import jiwer
 

@@ -127,3 +127,18 @@ def test_paper_configuration_builds_with_the_size_it_implies(top):
     assert count["decoder"] == v * d + 2 * (2 * d * d + d) + 6 * decoder_block + 4 * cross + 2 * d + v * (d + 1)
     assert count["alpha"] == 512 * 5 * d + 512 + d + 1
     assert 140e6 < sum(count.values()) < 160e6
+
+
+def test_half_precision_autocast_stays_near_float32():
+    torch.manual_seed(0)
+    model = build_asr_model(tiny_config(), VOCAB, VOCAB - 1)
+    exact = model(make_batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(make_batch())
+    rough.total.backward()
+    assert rough.tokens == exact.tokens
+    torch.testing.assert_close(rough.total.float(), exact.total, rtol=0.05, atol=0.0)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    with torch.autocast("cpu", torch.bfloat16):
+        results, cif = model.eval().recognise(make_batch(), SearchConfig("beam", beam=3))
+    assert [len(result.tokens) for result in results] == cif.lens_B.tolist()
