@@ -189,6 +189,7 @@ install_self() {
   else
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable "$top"
   fi
+  rm -rf "$top/xllm_speech.egg-info" # a by-product of the build, which would be found before the installed metadata and grow stale
   "$venv/bin/python" -m compileall -q "$top/xllm_speech"
 }
 
