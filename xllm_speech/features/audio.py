@@ -63,8 +63,10 @@ def load_file(path: str | Path, utterance_id: str | None = None) -> Cut:
     except Exception as error:
         try:
             samples_CN, rate_hz = _decode_with_av(path)
-        except Exception:
-            raise DataError(f"{path}: unreadable audio ({_short(error)})") from error
+        except Exception as second:
+            # libsndfile's word where it has one; lhotse's other back-ends only tell what is not installed.
+            reason = _short(error if "LibsndfileError" in str(error) else second)
+            raise DataError(f"{path}: unreadable audio ({reason})") from error
         channels = list(range(len(samples_CN)))
         count = samples_CN.shape[1]
         recording = Recording(
