@@ -20,6 +20,9 @@ nj=2                 # processes side by side
 config=conf/asr.yaml # configuration of the CIF ASR model
 token_kind=char      # char, sentencepiece or mixed
 average=5            # how many of the last checkpoints to average
+corpus_options=      # more words for local/make_corpus.py, e.g. "--train 600 --test 50"
+vision_options=      # more words for local/train_vision.py, e.g. "--steps 100"
+train_options=       # key=value words for xllm-speech train, e.g. "train.max_steps=500 optim.lr=1e-3"
 
 # shellcheck source=../../utils/parse_options.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../utils/parse_options.sh"
@@ -49,10 +52,11 @@ done
 
 # ---------------------------------------------------------------- 0-9 data
 
+read -r -a corpus_words <<<"$corpus_options"
 make_corpus() {
-  python3 local/make_corpus.py --out data/corpus --seed "$seed" --jobs "$nj"
+  python3 local/make_corpus.py --out data/corpus --seed "$seed" --jobs "$nj" "${corpus_words[@]}"
 }
-stage 0 "make the corpus" --with "seed=$seed" \
+stage 0 "make the corpus" --with "seed=$seed" "options=$corpus_options" \
   --needs local/{make_corpus,clips,dialogues,drawing,noise,plan,scenes,voices}.py --makes data/corpus/manifest.json -- \
   make_corpus
 
@@ -74,16 +78,18 @@ stage 3 "token table" --needs data/train/cuts.jsonl.gz --makes data/tokens/token
 
 # ---------------------------------------------------------------- 10-19 CIF ASR
 
+read -r -a vision_words <<<"$vision_options"
 stage 10 "train the image encoder, then frozen" --with "seed=$seed" \
   --needs data/corpus/manifest.json local/train_vision.py --makes exp/vision/model.safetensors -- \
-  python3 local/train_vision.py --corpus data/corpus --out exp/vision --seed "$seed"
+  python3 local/train_vision.py --corpus data/corpus --out exp/vision --seed "$seed" "${vision_words[@]}"
 
+read -r -a train_words <<<"$train_options"
 mapfile -t configs < <(config_with_bases "$config")
 train_asr() {
   run_cmd "$train_cmd" xllm-speech train --config "$config" --out exp/asr \
-    "train.device=$device" "train.seed=$seed" "data.seed=$seed"
+    "train.device=$device" "train.seed=$seed" "data.seed=$seed" "${train_words[@]}"
 }
-stage 11 "train the CIF ASR model" --with "device=$device" "seed=$seed" \
+stage 11 "train the CIF ASR model" --with "device=$device" "seed=$seed" "options=$train_options" \
   --needs "${configs[@]}" exp/vision/model.safetensors dump/train/cuts.jsonl.gz dump/dev/cuts.jsonl.gz dump/cmvn.json data/tokens/tokens.txt \
   --resumes exp/asr --makes exp/asr/final/model.safetensors -- \
   train_asr

@@ -1,0 +1,67 @@
+"""The mini recipe itself, from nothing to its table, on a miniature of its corpus; then again, and after a change."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MINIATURE = [
+    "--corpus-options=--train 40 --train-images 60 --dev 8 --test 10 --train-clips 4 --test-clips 4 --texts 20",
+    "--vision-options=--steps 2",
+]
+SMALL = "train.max_steps=4 train.save_every=2 train.eval_every=4 train.num_threads=1 optim.warmup_steps=2"
+
+
+@pytest.fixture(scope="module")
+def recipe(top: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe in a folder of its own, beside the toolkit's shared scripts."""
+    house = tmp_path_factory.mktemp("house")
+    for name in ("utils", "local", "conf", "xllm_speech"):
+        (house / name).symlink_to(top / name)
+    folder = house / "egs" / "mini_vsdial"
+    ignore = shutil.ignore_patterns("data", "dump", "exp", "exp.*", "__pycache__")
+    shutil.copytree(top / "egs" / "mini_vsdial", folder, ignore=ignore)
+    return folder
+
+
+def run(recipe: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run run.sh in the environment of the tests."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        [str(recipe / "run.sh"), "--stop-stage", "19", *MINIATURE, *words], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "XLLM_ENV": "none", "PATH": path}, check=False,
+    )
+
+
+@pytest.mark.slow
+def test_recipe_runs_to_its_table_and_again_does_nothing(recipe: Path) -> None:
+    first = run(recipe, f"--train-options={SMALL}")
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    metrics = json.loads((recipe / "exp/report/metrics.json").read_text())
+    assert set(metrics["cif_asr"]) == {"mixed", "clean", "homophone", "noisy", "unseen"}
+    for name, cer in metrics["cif_asr"].items():
+        assert set(cer) == {"S", "S+V"}, name
+    assert set(metrics["homophone_accuracy"]["cif_asr"]) == {"S", "S+V"}
+    assert {"0", "1", "2", "3", "10", "11", "12", "13", "14", "total"} <= set(metrics["minutes"])
+    for condition in ("S", "S+V"):
+        meta = json.loads((recipe / f"exp/decode/test_mixed/{condition}.jsonl.meta.json").read_text())
+        assert meta["images"] is (condition == "S+V")
+        assert meta["failed"] == 0
+
+    second = run(recipe, f"--train-options={SMALL}")
+    assert second.returncode == 0
+    assert second.stdout.count("up to date") >= 9
+    assert "(not done yet)" not in second.stdout
+
+    plan = run(recipe, "--train-options", SMALL.replace("max_steps=4", "max_steps=5"), "--dry-run")
+    assert plan.returncode == 0
+    states = {line.split()[1]: line for line in plan.stdout.splitlines() if line.startswith("stage")}
+    assert "up to date" in states["10"]
+    for number in ("11", "12", "13", "14"):
+        assert "would run" in states[number], states[number]
