@@ -34,6 +34,7 @@ VERBS: dict[str, str] = {
     "tokens": "make a token table from transcripts",
     "train": "train a model, or take up a training that was interrupted",
     "average": "average the last or the best checkpoints of a training",
+    "units": "store CIF units of a manifest once, for phase 2 of the speech interface",
     "transcribe": "turn speech into text",
     "score": "compare recognised text with its reference: CER and more",
     "bench": "measure speed and memory beside reference implementations",
@@ -65,6 +66,10 @@ def load_verb(name: str) -> Verb:
             from xllm_speech.bin import average
 
             return average
+        case "units":
+            from xllm_speech.bin import units
+
+            return units
         case "transcribe":
             from xllm_speech.bin import transcribe
 

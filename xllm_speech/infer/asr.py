@@ -120,7 +120,7 @@ class CifAsr:
                     done[place] = failed  # type: ignore[assignment]
                 else:
                     loadable.append((place, cut))
-            for group in _batches(loadable, batch_sec):
+            for group in batches_by_length(loadable, batch_sec):
                 done.update(self._decode(group, dataset, search, report))
                 if on_progress is not None:
                     on_progress(report)
@@ -193,7 +193,7 @@ def _items(speech: Any, image: str | None) -> Iterator[tuple[Cut | None, Hypothe
         yield cut, None
 
 
-def _batches(cuts: list[tuple[int, Cut]], batch_sec: float) -> Iterator[list[tuple[int, Cut]]]:
+def batches_by_length(cuts: list[tuple[int, Cut]], batch_sec: float) -> Iterator[list[tuple[int, Cut]]]:
     """Groups of like length whose padded length stays within `batch_sec`; a longer utterance stands alone."""
     group: list[tuple[int, Cut]] = []
     for item in sorted(cuts, key=lambda item: (item[1].duration, item[0])):

@@ -23,7 +23,8 @@ class SlotEmbeds:
 
     def __post_init__(self) -> None:
         ensure(self.x_NQH.dim() == 3, f"SlotEmbeds {self.kind}: expected [N, Q, H], found {tuple(self.x_NQH.shape)}")
-        ensure_lens(f"SlotEmbeds {self.kind}", self.lens_N, *self.x_NQH.shape[:2], exact=False, least=1)
+        items, longest = self.x_NQH.shape[:2]
+        ensure_lens(f"SlotEmbeds {self.kind}", self.lens_N, items, longest, exact=False, least=1)
 
     def to(self, device: torch.device | str) -> SlotEmbeds:
         """The same vectors on `device`."""

@@ -142,3 +142,30 @@ def test_half_precision_autocast_stays_near_float32():
     with torch.autocast("cpu", torch.bfloat16):
         results, cif = model.eval().recognise(make_batch(), SearchConfig("beam", beam=3))
     assert [len(result.tokens) for result in results] == cif.lens_B.tolist()
+
+
+def test_the_frozen_image_encoder_stays_bit_for_bit_through_a_training_step():
+    from xllm_speech.encoders.vision import build_vit
+    from xllm_speech.models.asr_config import VisualConfig
+    from xllm_speech.records import PixelBatch
+    from xllm_speech.train.config import OptimConfig
+    from xllm_speech.train.optim import make_optimizer
+
+    torch.manual_seed(0)
+    vit = build_vit(image_size=32, patch_size=16, width=16, depth=1, heads=2)
+    config = tiny_config(visual=VisualConfig(kind="vit", path="somewhere", width=16))
+    model = build_asr_model(config, VOCAB, VOCAB - 1, visual=vit).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pixels = PixelBatch(torch.randn(3, 3, 32, 32), torch.tensor([True, False, True]))
+    batch = AsrBatch(**{**vars(make_batch()), "pixels": pixels})
+    optimizer = make_optimizer(model, OptimConfig(lr=1e-2, weight_decay=0.1))
+    model(batch).total.backward()
+    optimizer.step()
+    after = model.state_dict()
+    same = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    frozen = {name for name in before if name.startswith("visual.")}
+    assert frozen <= same
+    assert same - frozen <= {"cmvn.mean_F", "cmvn.std_F"}
+    assert not any(module.training for module in model.visual.module.modules())
+    seen, _ = model.see(batch)
+    assert seen.lens_B.tolist() == [5, 0, 5]  # 4 patches and the class token
