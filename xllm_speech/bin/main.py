@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -106,6 +107,16 @@ def overview() -> str:
     )
 
 
+def show_log(prog: str) -> None:
+    """The package's log goes to stderr, each line with the verb in front; of several processes only the first speaks freely."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{prog}: %(message)s"))
+    log = logging.getLogger("xllm_speech")
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0 good, 1 a user's mistake, 2 a wrong command line, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -128,7 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog = f"xllm-speech {words[0]}"
         parser = argparse.ArgumentParser(prog=prog, description=VERBS[words[0]][0].upper() + VERBS[words[0]][1:] + ".")
         verb.add_arguments(parser)
-        status = verb.run(parser.parse_args(words[1:]))
+        args = parser.parse_args(words[1:])
+        show_log(prog)
+        status = verb.run(args)
         sys.stdout.flush()
         return status
     except UserError as error:

@@ -105,7 +105,7 @@ def search_beam(
     tokens_NU = torch.zeros(batch * width, units, dtype=torch.long, device=device)
     log_probs_NU = torch.zeros(batch * width, units, device=device)
     scorer = state_ctc = None
-    decoder_BK, ctc_BK = score_BK.clone(), torch.zeros_like(score_BK)
+    decoder_BK, final_BK = score_BK.clone(), torch.zeros_like(score_BK)
     if ctc is not None and units:
         scorer = CtcPrefixScorer(ctc.log_probs_BSV[rows_N], ctc.lens_B[rows_N])
         state_ctc = scorer.start()
@@ -139,7 +139,7 @@ def search_beam(
         moved_BK = (decoder_BK.flatten()[parent_N] + best_NC[parent_N, choice_N]).view(batch, width)
         running_B1 = (u < cif.lens_B)[:, None]
         decoder_BK = torch.where(running_B1, moved_BK, decoder_BK)
-        ctc_BK = torch.where(running_B1, score_BK, ctc_BK)
+        final_BK = torch.where(running_B1, score_BK, final_BK)
         if forward is not None:
             state_ctc = CtcPrefixState(forward[0][parent_N, choice_N], forward[1][parent_N, choice_N], token_N)
         previous_N = token_N
@@ -147,7 +147,7 @@ def search_beam(
     for b, length in enumerate(cif.lens_B.tolist()):
         best = b * width  # topk sorts: the first row of an utterance is its best
         tokens = tokens_NU[best, :length].tolist()
-        score = float(ctc_BK[b, 0]) if length else 0.0
+        score = float(final_BK[b, 0]) if length else 0.0
         results.append(SearchResult(tokens, log_probs_NU[best, :length].tolist(), score))
     return results
 
