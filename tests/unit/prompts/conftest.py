@@ -1,0 +1,10 @@
+"""Puts this folder on the path, so that the tests share `prompt_tools`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = str(Path(__file__).parent)
+if HERE not in sys.path:
+    sys.path.insert(0, HERE)
