@@ -7,11 +7,12 @@ Q queries, H width of the LLM.
 from xllm_speech.records.audio import FbankBatch, PixelBatch
 from xllm_speech.records.batch import AsrBatch, Memory
 from xllm_speech.records.hypothesis import Hypothesis, TimedToken
-from xllm_speech.records.llm import LlmInput, SlotEmbeds
+from xllm_speech.records.llm import AnswerLosses, ConversationBatch, LlmInput, SlotEmbeds
 from xllm_speech.records.manifest import Conversation, ConversationItem, Message, Utterance
 from xllm_speech.records.speech import AsrLosses, CifOut, EncoderOut
 
 __all__ = [
-    "AsrBatch", "AsrLosses", "CifOut", "Conversation", "ConversationItem", "EncoderOut", "FbankBatch", "Hypothesis",
+    "AnswerLosses", "AsrBatch", "AsrLosses", "CifOut", "Conversation", "ConversationBatch", "ConversationItem", "EncoderOut",
+    "FbankBatch", "Hypothesis",
     "LlmInput", "Memory", "Message", "PixelBatch", "SlotEmbeds", "TimedToken", "Utterance",
 ]

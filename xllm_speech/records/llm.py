@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from xllm_speech.records.checks import ensure, ensure_lens
+from xllm_speech.records.manifest import Conversation
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,46 @@ class LlmInput:
             labelled = self.labels_BL != -100
             ensure(not bool((labelled & self.slots_BL).any()), "LlmInput: a label on a media position")
             ensure(not bool((labelled & ~self.mask_BL).any()), "LlmInput: a label on padding")
+
+
+@dataclass(frozen=True)
+class ConversationBatch:
+    """Seam datasets -> models for phases 2 and 3: conversations, and what frozen encoders made of their media.
+
+    features: kind -> features of all items of that kind, in the order of the conversations and of their messages, as the
+    kind's interface takes them (`Memory`, `CifOut`, frames of clips ...). seconds: of audio. skipped: (id, reason) of
+    conversations that could not be loaded and are in no other field.
+    """
+
+    conversations: list[Conversation]
+    features: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        ensure(len(set(self.ids)) == len(self.ids), "ConversationBatch: a conversation id occurs twice")
+
+    @property
+    def ids(self) -> list[str]:
+        """Conversation ids."""
+        return [conversation.id for conversation in self.conversations]
+
+    def to(self, device: torch.device | str) -> ConversationBatch:
+        """The same batch on `device`."""
+        features = {kind: value.to(device) for kind, value in self.features.items()}
+        return ConversationBatch(self.conversations, features, self.seconds, self.skipped)
+
+
+@dataclass(frozen=True)
+class AnswerLosses:
+    """Loss of a batch of conversations, summed; the training loop divides by `tokens`.
+
+    total: with gradient. tokens: labelled answer tokens, or conversations where every answer weighs the same.
+    correct: labelled tokens that teacher forcing got right. rejected: (id, reason) of conversations left out.
+    """
+
+    total: torch.Tensor
+    parts: dict[str, torch.Tensor]
+    tokens: int
+    correct: int
+    rejected: list[tuple[str, str]] = field(default_factory=list)

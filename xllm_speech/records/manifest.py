@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from xllm_speech.records.checks import ensure
@@ -28,7 +29,9 @@ class Utterance:
         ensure(self.duration_sec > 0, f"Utterance {self.id}: duration {self.duration_sec} s")
 
 
+# The kinds that every manifest knows; a new X brings a type of its own, a plain lower-case word.
 ITEM_TYPES = ("text", "image", "video", "speech")
+ITEM_TYPE_FORM = re.compile(r"[a-z][a-z0-9_]*")
 ROLES = ("system", "user", "assistant")
 
 
@@ -44,13 +47,19 @@ class ConversationItem:
     duration_sec: float | None = None
 
     def __post_init__(self) -> None:
-        ensure(self.type in ITEM_TYPES, f"item type `{self.type}` is not one of {', '.join(ITEM_TYPES)}")
+        known = ", ".join(ITEM_TYPES)
+        ensure(
+            bool(ITEM_TYPE_FORM.fullmatch(self.type)),
+            f"item type `{self.type}`: expected {known}, or the lower-case word of another kind",
+        )
         if self.type == "text":
             ensure(self.text is not None, "a text item needs `text`")
         elif self.type == "speech":
             ensure((self.path is None) != (self.cut is None), "a speech item needs exactly one of `path` and `cut`")
         else:
-            ensure(self.path is not None, f"a {self.type} item needs `path`")
+            # Structured states, such as a terminal's, are text that an encoder reads and not part of the prompt.
+            given = self.path is not None or (self.type not in ITEM_TYPES and self.text is not None)
+            ensure(given, f"a {self.type} item needs `path`")
 
 
 @dataclass(frozen=True)
