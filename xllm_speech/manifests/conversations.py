@@ -10,14 +10,14 @@ alone leaves the instruction to the data set, which samples one for the task. An
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from xllm_speech.base.errors import DataError, SeamError
 from xllm_speech.base.files import read_jsonl, write_jsonl
-from xllm_speech.records.manifest import Conversation, ConversationItem, Message
+from xllm_speech.records.manifest import ITEM_TYPES, Conversation, ConversationItem, Message
 
 # Name in the file -> name in the record; seconds are told by the record's name.
 _ITEM_KEYS = {
@@ -61,11 +61,11 @@ def _read_message(value: Any) -> Message:
     return Message(value["role"], tuple(_read_item(item) for item in content))
 
 
-def conversation_from_dict(value: dict[str, Any]) -> Conversation:
-    """Build a conversation from its JSON object.
+def conversation_from_dict(value: dict[str, Any], kinds: Collection[str] = ITEM_TYPES) -> Conversation:
+    """Build a conversation from its JSON object. kinds: item types that may occur; name those of an X of your own.
 
     Raises:
-        SeamError: a key is missing, unknown or of the wrong type, or the turns do not alternate.
+        SeamError: a key is missing, unknown or of the wrong type, an item is of another type, or the turns do not alternate.
     """
     _refuse_unknown(value, ("id", "task", "messages", "custom"), "a conversation")
     for key, kind in (("id", str), ("task", str), ("messages", list)):
@@ -75,6 +75,9 @@ def conversation_from_dict(value: dict[str, Any]) -> Conversation:
     if not isinstance(custom, dict):
         raise SeamError(f"`custom` must be an object, found {custom!r}")
     messages = tuple(_read_message(message) for message in value["messages"])
+    for item in (item for message in messages for item in message.items):
+        if item.type not in kinds:
+            raise SeamError(f"item type `{item.type}` is not one of {', '.join(kinds)}")
     return Conversation(value["id"], value["task"], messages, dict(custom))
 
 
@@ -99,12 +102,15 @@ def write_conversations(path: str | Path, conversations: Iterable[Conversation])
     return write_jsonl(path, (conversation_to_dict(conversation) for conversation in conversations))
 
 
-def read_conversations(path: str | Path, root: str | Path | None = None) -> Iterator[Conversation]:
+def read_conversations(
+    path: str | Path, root: str | Path | None = None, kinds: Collection[str] = ITEM_TYPES
+) -> Iterator[Conversation]:
     """Conversations of a manifest, lazily, in file order.
 
     Args:
         path: JSON lines, gzip or plain.
         root: folder that relative media paths are joined to; None leaves them relative to the current directory.
+        kinds: item types that may occur, as in `conversation_from_dict`.
 
     Raises:
         DataError: a line is not a conversation, or repeats an earlier id; the text names file and line.
@@ -112,7 +118,7 @@ def read_conversations(path: str | Path, root: str | Path | None = None) -> Iter
     lines: dict[str, int] = {}
     for number, value in read_jsonl(path):
         try:
-            conversation = conversation_from_dict(value)
+            conversation = conversation_from_dict(value, kinds)
         except SeamError as error:
             raise DataError(f"{path}:{number}: {error}") from error
         if conversation.id in lines:

@@ -127,3 +127,13 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path) -> None:
         write_conversations(tmp_path / "c.jsonl.gz", broken())
     assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl.gz"]
     assert (tmp_path / "c.jsonl.gz").read_bytes() == before
+
+
+def test_a_kind_of_ones_own_is_read_when_it_is_named(tmp_path):
+    path = tmp_path / "own.jsonl"
+    row = '{"id": "a", "task": "text", "messages": [{"role": "user", "content": [{"type": "sound", "path": "a.wav"}]}]}'
+    path.write_text(row + "\n")
+    (conversation,) = read_conversations(path, kinds=("text", "sound"))
+    assert conversation.messages[0].items[0].type == "sound"
+    with pytest.raises(DataError, match=r"own\.jsonl:1: item type `sound` is not one of text, image, video, speech"):
+        list(read_conversations(path))
