@@ -6,7 +6,8 @@
 #   ./run.sh --dry-run             what would run, and why
 #   ./run.sh --stage 11            from stage 11 on
 #
-# Decades: 0-9 data, 10-19 CIF ASR. A stage that is up to date is skipped. Paths in options count from this folder.
+# Decades: 0-9 data, 10-19 CIF ASR, 20-29 language model. A stage that is up to date is skipped. Paths in options count
+# from this folder.
 # Results: the table at the end and exp/report/metrics.json.
 set -euo pipefail
 
@@ -18,10 +19,12 @@ device=cpu           # cpu or cuda
 seed=2023            # seed of the corpus and of the training
 nj=2                 # processes side by side
 config=conf/asr.yaml # configuration of the CIF ASR model
+lm_config=conf/lm.yaml # configuration of the language model
 token_kind=char      # char, sentencepiece or mixed
 average=5            # how many of the last checkpoints to average
 corpus_options=      # more words for local/make_corpus.py, e.g. "--train 600 --test 50"
 vision_options=      # more words for local/train_vision.py, e.g. "--steps 100"
+lm_options=          # key=value words for the language model's xllm-speech train, e.g. "train.max_steps=500"
 train_options=       # key=value words for xllm-speech train, e.g. "train.max_steps=500 optim.lr=1e-3"
 
 # shellcheck source=../../utils/parse_options.sh
@@ -122,6 +125,18 @@ score() {
 }
 stage 14 "score" --needs "${test_texts[@]}" "${hypotheses[@]}" --makes "${scores[@]}" -- \
   score
+
+# ---------------------------------------------------------------- 20-29 language model
+
+read -r -a lm_words <<<"$lm_options"
+mapfile -t lm_configs < <(config_with_bases "$lm_config")
+train_lm() {
+  run_cmd "$train_cmd" xllm-speech train --config "$lm_config" --out exp/lm \
+    "train.device=$device" "train.seed=$seed" "data.seed=$seed" "${lm_words[@]}"
+}
+stage 20 "train the language model" --with "device=$device" "seed=$seed" "options=$lm_options" \
+  --needs "${lm_configs[@]}" data/corpus/manifest.json --resumes exp/lm --makes exp/lm/final/model.safetensors -- \
+  train_lm
 
 end_stages
 

@@ -17,19 +17,36 @@ def test_there_are_configuration_files():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TOP)))
 def test_configuration_loads_and_builds_its_model(path):
-    from xllm_speech.base.config import load_config
+    from xllm_speech.base.config import load_config, read_key
+    from xllm_speech.train.asr import AsrExperiment
+    from xllm_speech.train.lm import LmExperiment
+
+    match read_key(path, "task", default="asr"):
+        case "asr":
+            model = build_asr(load_config(path, AsrExperiment))
+        case "lm":
+            model = build_language_model(load_config(path, LmExperiment))
+        case task:
+            pytest.fail(f"no training task is called {task}")
+    assert sum(p.numel() for p in model.parameters()) > 1e5
+
+
+def build_asr(experiment):
     from xllm_speech.encoders.vision import build_vit
     from xllm_speech.models.asr import build_asr_model
-    from xllm_speech.train.asr import AsrExperiment
 
-    experiment = load_config(path, AsrExperiment)
     visual = None
     with torch.device("meta"):
         if experiment.model.visual.kind == "vit":  # made by an earlier stage of the recipe
             assert experiment.data.image_size > 0, "a model that sees needs pictures of some size"
             visual = build_vit(image_size=64, patch_size=16, width=experiment.model.visual.width, depth=1, heads=4)
-        model = build_asr_model(experiment.model, vocab=100, sos_id=99, visual=visual)
-    assert sum(p.numel() for p in model.parameters()) > 1e5
+        return build_asr_model(experiment.model, vocab=100, sos_id=99, visual=visual)
+
+
+def build_language_model(experiment):
+    from xllm_speech.models.lm_config import build_lm, known_texts, load_vocabulary, make_vocabulary
+
+    return build_lm(experiment.model, load_vocabulary(make_vocabulary(known_texts([]), experiment.model.words)))
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path):

@@ -82,6 +82,16 @@ def load_config(path: str | Path | None, cls: type[Config], overrides: Sequence[
     return _build(trees, cls, where)
 
 
+def read_key(path: str | Path, key: str, overrides: Sequence[str] = (), default: Any = None) -> Any:
+    """One top-level value of a configuration file, by which the class of the whole is chosen; nothing else is checked.
+
+    Raises:
+        ConfigError: the file is missing or no mapping.
+    """
+    given = [override.partition("=")[2] for override in overrides if override.partition("=")[0] == key]
+    return given[-1] if given else _read(Path(path)).get(key, default)
+
+
 def config_from_dict(value: dict[str, Any], cls: type[Config], where: str = "config") -> Config:
     """Build a `cls` instance from plain nested dicts, as strictly as `load_config`."""
     return _build([OmegaConf.create(value)], cls, where)

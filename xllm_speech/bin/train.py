@@ -21,14 +21,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train to the end of the configuration; returns the exit status."""
-    from xllm_speech.base.config import load_config
-    from xllm_speech.train.asr import AsrExperiment, AsrTask
+    from collections.abc import Callable
+    from typing import Any
+
+    from xllm_speech.base.config import load_config, read_key
+    from xllm_speech.base.errors import ConfigError
+    from xllm_speech.train import asr, lm
     from xllm_speech.train.loop import train
 
     overrides = [*args.overrides, *([f"train.device={args.device}"] if args.device else [])]
-    experiment = load_config(args.config, AsrExperiment, overrides)
+    experiment: Any
+    make_task: Callable[..., Any]
+    match task := read_key(args.config, "task", overrides, "asr"):
+        case "asr":
+            experiment, make_task = load_config(args.config, asr.AsrExperiment, overrides), asr.AsrTask
+        case "lm":
+            experiment, make_task = load_config(args.config, lm.LmExperiment, overrides), lm.LmTask
+        case _:
+            raise ConfigError(f"{args.config}: task `{task}` is not one of asr, lm")
     result = train(
-        lambda fabric: AsrTask(experiment, args.out, fabric), experiment.optim, experiment.train, args.out, args.restart
+        lambda fabric: make_task(experiment, args.out, fabric), experiment.optim, experiment.train, args.out, args.restart
     )
     if result.process == 0:
         best = "" if result.best is None else f", best on the development data: {result.best:.4g} at step {result.best_step}"
