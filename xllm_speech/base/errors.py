@@ -29,3 +29,8 @@ class MissingDependency(UserError):
 
 class SeamError(ValueError):
     """A record broke its contract between two layers: shapes, lengths or counts do not agree."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, in one line, for the text of ours."""
+    return (str(error).strip() or repr(error)).splitlines()[0]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from xllm_speech.base.errors import CheckpointError
-from xllm_speech.encoders.pretrained import first_line, load_pretrained
+from xllm_speech.base.errors import CheckpointError, first_line
+from xllm_speech.encoders.pretrained import load_pretrained
 from xllm_speech.records import Memory
 
 logger = logging.getLogger(__name__)

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from xllm_speech.base.errors import CheckpointError, DataError
+from xllm_speech.base.errors import CheckpointError, DataError, first_line
 from xllm_speech.base.files import read_json
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # transformers tells of every weight that the encoder leaves aside (text tower, heads) and draws progress bars.
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+from xllm_speech.base.quiet import quiet_transformers
 
 
 def load_pretrained(model_class: Any, folder: Path, name: str, kinds: tuple[str, ...], **options: Any) -> Any:
@@ -53,7 +31,7 @@ def load_pretrained(model_class: Any, folder: Path, name: str, kinds: tuple[str,
     if kind not in kinds:
         raise CheckpointError(f"{folder}: not a {name} folder (its config.json is of model_type `{kind}`, not {kinds[0]})")
     try:
-        with _quiet():
+        with quiet_transformers():
             model, found = model_class.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, output_loading_info=True,
                 dtype=torch.float32, ignore_mismatched_sizes=True, **options,

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from xllm_speech.base.config import require
-from xllm_speech.base.errors import CheckpointError, ConfigError, DataError
+from xllm_speech.base.errors import CheckpointError, ConfigError, DataError, first_line
 from xllm_speech.base.files import atomic_write, read_json, write_json
-from xllm_speech.encoders.pretrained import first_line, load_pretrained
+from xllm_speech.encoders.pretrained import load_pretrained
 from xllm_speech.records import Memory, PixelBatch
 
 VIT_CONFIG = "vit.json"

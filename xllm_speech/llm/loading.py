@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from xllm_speech.base.config import require_choice
-from xllm_speech.base.errors import CheckpointError, ConfigError, DataError, MissingDependency
+from xllm_speech.base.errors import CheckpointError, ConfigError, DataError, MissingDependency, first_line
 from xllm_speech.base.files import read_json
+from xllm_speech.base.quiet import quiet_transformers
 from xllm_speech.llm.chatglm_config import ChatGLMConfig
 from xllm_speech.llm.chatglm_model import ChatGLMForConditionalGeneration
 from xllm_speech.llm.chatglm_tokenizer import VOCABULARY_FILE, ChatGLMTokenizer
@@ -57,14 +56,10 @@ def _describe(folder: Path) -> dict[str, Any]:
     try:
         described = read_json(folder / "config.json")
     except DataError as error:
-        raise CheckpointError(f"{folder}: not a language model ({_first_line(error)})") from error
+        raise CheckpointError(f"{folder}: not a language model ({first_line(error)})") from error
     if not isinstance(described, dict):
         raise CheckpointError(f"{folder / 'config.json'}: expected a JSON object, found {type(described).__name__}")
     return described
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _quantized(quantization: str, place: torch.device) -> dict[str, Any]:
@@ -83,25 +78,10 @@ def _quantized(quantization: str, place: torch.device) -> dict[str, Any]:
     return {"quantization_config": wanted, "device_map": {"": place.index or 0}}
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _load_weights(model_class: Any, folder: Path, options: dict[str, Any]) -> Any:
     """`from_pretrained`, strictly: transformers itself fills what a folder lacks with chance values."""
     try:
-        with _quiet():
+        with quiet_transformers():
             model, found = model_class.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, output_loading_info=True,
                 ignore_mismatched_sizes=True, **options,
@@ -109,7 +89,7 @@ def _load_weights(model_class: Any, folder: Path, options: dict[str, Any]) -> An
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     except Exception as error:  # safetensors and pickle have errors of their own, wrong numbers give any
-        raise CheckpointError(f"{folder}: cannot be loaded as a language model ({_first_line(error)})") from error
+        raise CheckpointError(f"{folder}: cannot be loaded as a language model ({first_line(error)})") from error
     if lost := sorted(found["missing_keys"]):
         raise CheckpointError(f"{folder}: {len(lost)} weights are missing, among them {lost[0]}; get the folder anew")
     if unfit := sorted(found["mismatched_keys"]):
@@ -131,7 +111,7 @@ def _load_chatglm(folder: Path, described: dict[str, Any], options: dict[str, An
         raise CheckpointError(f"{folder}: holds no {VOCABULARY_FILE}, the vocabulary of ChatGLM-6B")
     model = _load_weights(ChatGLMForConditionalGeneration, folder, options)
     config: ChatGLMConfig = model.config
-    with _quiet():
+    with quiet_transformers():
         tokenizer = ChatGLMTokenizer.from_pretrained(
             str(folder), local_files_only=True, num_image_tokens=config.image_token_count
         )
@@ -156,10 +136,10 @@ def _load_causal(folder: Path, options: dict[str, Any]) -> LoadedLlm:
 
     model = _load_weights(AutoModelForCausalLM, folder, options)
     try:
-        with _quiet():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a missing or broken file of any of its formats
-        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({_first_line(error)})") from error
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from error
     text_config = model.config.get_text_config()
     stops = [model.generation_config.eos_token_id, text_config.eos_token_id]
     ends = [index for stop in stops if stop is not None for index in (stop if isinstance(stop, list) else [stop])]
