@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from xllm_speech.base.config import load_config, read_key
     from xllm_speech.base.errors import ConfigError
     from xllm_speech.train import asr, lm
+    from xllm_speech.train.devices import leave_processes
     from xllm_speech.train.loop import train
 
     overrides = [*args.overrides, *([f"train.device={args.device}"] if args.device else [])]
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     result = train(
         lambda fabric: make_task(experiment, args.out, fabric), experiment.optim, experiment.train, args.out, args.restart
     )
+    leave_processes()
     if result.process == 0:
         best = "" if result.best is None else f", best on the development data: {result.best:.4g} at step {result.best_step}"
         state = "up to date" if result.up_to_date else "finished"

@@ -32,6 +32,7 @@ if mode != "alone":
         Path(f"{store}.left{rank}").touch()
         while not Path(f"{store}.left{1 - rank}").exists():
             time.sleep(0.02)
+        dist.destroy_process_group()  # else gloo's threads are still running when the interpreter takes them down
 
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 torch.manual_seed(0)
