@@ -181,6 +181,20 @@ install_packages() {
   "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps -r "$top/requirements.txt"
 }
 
+# soundfile has wheels with libsndfile and one without; of several indexes uv looks into the first that has the version,
+# pip into all.
+mend_soundfile() {
+  local pin
+  pin=$(grep '^soundfile==' "$top/requirements.txt" || true)
+  if [ -z "$pin" ] || "$venv/bin/python" -c 'import soundfile' 2>/dev/null; then return; fi
+  say "soundfile came without its library; installing $pin with pip"
+  if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then "$venv/bin/python" -m ensurepip -q; fi
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$pin"
+  if ! "$venv/bin/python" -c 'import soundfile' 2>/dev/null; then
+    apt_install "soundfile needs libsndfile, and no wheel brought it" libsndfile1
+  fi
+}
+
 # `--no-build-isolation`: setuptools is among the pins, so that the build needs no index.
 install_self() {
   say "installing xllm_speech itself, editable"
@@ -227,6 +241,9 @@ elif ! install_packages; then
   rm -f "$begun_file" # what pip has installed whole is kept, and the next run goes on from there
   fail "the packages could not be installed (the messages above tell why: often no package index is reachable, or the disk is full)." \
     "When that is mended run it again: $0"
+fi
+if ! mend_soundfile; then
+  fail "soundfile could not be installed whole; the messages above tell why. Run it again: $0"
 fi
 if ! install_self; then
   fail "the package itself could not be installed; the messages above tell why. Run it again: $0"
