@@ -1,4 +1,4 @@
-"""Frozen picture encoders: CLIP's ViT from a local Hugging Face folder, or a small timm ViT that a recipe trained."""
+"""Frozen picture encoders: CLIP's ViT or EVA's from local weights, or a small timm ViT that a recipe trained."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from xllm_speech.base.config import require
 from xllm_speech.base.errors import CheckpointError, ConfigError, DataError, first_line
 from xllm_speech.base.files import atomic_write, read_json, write_json
+from xllm_speech.encoders.eva import load_eva
 from xllm_speech.encoders.pretrained import load_pretrained
 from xllm_speech.records import Memory, PixelBatch
 
@@ -64,7 +65,7 @@ class _ClipTokens(nn.Module):
 
 
 class _TimmTokens(nn.Module):
-    """All tokens of a timm ViT after its final norm."""
+    """All tokens of a timm ViT, after its final norm where it has one."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -137,15 +138,19 @@ def save_vit(encoder: VisionEncoder, folder: Path, **arguments: int | str) -> No
 
 
 def load_vision_encoder(kind: str, path: str) -> VisionEncoder:
-    """Load a frozen encoder, in eval mode, from a local folder.
+    """Load a frozen encoder, in eval mode, from local weights.
 
     Args:
-        kind: clip (a Hugging Face folder such as openai/clip-vit-base-patch16) | vit (`save_vit`).
+        kind: clip (a Hugging Face folder such as openai/clip-vit-base-patch16) | eva (a file or folder, see
+            `encoders.eva`) | vit (`save_vit`).
 
     Raises:
         CheckpointError: the folder is absent or holds something else.
     """
     folder = Path(path)
+    if kind == "eva":
+        network, sizes = load_eva(folder)
+        return VisionEncoder(_TimmTokens(network), sizes.width, sizes.image_size).eval()
     if not folder.is_dir():
         raise CheckpointError(f"visual.path {path}: no such folder; a model of kind `{kind}` is needed there")
     match kind:
@@ -153,7 +158,7 @@ def load_vision_encoder(kind: str, path: str) -> VisionEncoder:
             return _load_clip(folder)
         case "vit":
             return _load_vit(folder)
-    raise ConfigError(f"visual.kind: `{kind}` is not one of clip, vit")
+    raise ConfigError(f"visual.kind: `{kind}` is not one of clip, eva, vit")
 
 
 def _load_clip(folder: Path) -> VisionEncoder:

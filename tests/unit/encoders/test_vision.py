@@ -120,7 +120,7 @@ def test_sizes_that_do_not_fit(change: dict[str, int | str], words: str) -> None
 def test_wrong_kinds_and_folders(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere: no such folder; a model of kind `vit` is needed"):
         load_vision_encoder("vit", str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match=r"`dino` is not one of clip, vit"):
+    with pytest.raises(ConfigError, match=r"`dino` is not one of clip, eva, vit"):
         load_vision_encoder("dino", str(tmp_path))
     with pytest.raises(CheckpointError, match=r"holds no vit\.json"):
         load_vision_encoder("vit", str(tmp_path))
