@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -17,6 +18,8 @@ if threading.current_thread() is threading.main_thread() and signal.getsignal(si
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TOP = Path(__file__).resolve().parents[1]
+if str(TOP / "tests") not in sys.path:  # for `tiny`
+    sys.path.insert(0, str(TOP / "tests"))
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +35,11 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real test data at {path}; set XLLM_TEST_DATA to its folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Frozen parts, media and manifests for phases 2 and 3 (`tiny.World`); shared by all tests, so not to be changed."""
+    from tiny import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))

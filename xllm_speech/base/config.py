@@ -49,8 +49,26 @@ def _refuse_unknown(tree: Any, cls: type, where: str, prefix: str = "") -> None:
             hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known here: {', '.join(sorted(fields))}"
             raise ConfigError(f"{where}: unknown key `{prefix}{key}`; {hint}")
         inner = hints[key]
-        if dataclasses.is_dataclass(inner) and isinstance(inner, type) and isinstance(value, dict):
-            _refuse_unknown(value, inner, where, f"{prefix}{key}.")
+        if not (dataclasses.is_dataclass(inner) and isinstance(inner, type)):
+            continue
+        for path, part in _parts(value, _origin(cls, key), f"{prefix}{key}"):
+            if isinstance(part, dict):
+                _refuse_unknown(part, inner, where, f"{path}.")
+
+
+def _origin(cls: type, key: str) -> Any:
+    import typing
+
+    return typing.get_origin(typing.get_type_hints(cls)[key])
+
+
+def _parts(value: Any, origin: Any, path: str) -> list[tuple[str, Any]]:
+    """(dotted name, value) of what a key holds: itself, or the members of a list or a mapping of configurations."""
+    if origin is list and isinstance(value, list):
+        return [(f"{path}[{number}]", part) for number, part in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return [(f"{path}.{name}", part) for name, part in value.items()]
+    return [(path, value)]
 
 
 def _type_hints(cls: type) -> dict[str, Any]:

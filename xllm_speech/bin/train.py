@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     from xllm_speech.base.config import load_config, read_key
     from xllm_speech.base.errors import ConfigError
-    from xllm_speech.train import asr, lm
+    from xllm_speech.train import asr, lm, xllm
     from xllm_speech.train.devices import leave_processes
     from xllm_speech.train.loop import train
 
@@ -38,8 +38,10 @@ def run(args: argparse.Namespace) -> int:
             experiment, make_task = load_config(args.config, asr.AsrExperiment, overrides), asr.AsrTask
         case "lm":
             experiment, make_task = load_config(args.config, lm.LmExperiment, overrides), lm.LmTask
+        case "align" | "integrate":
+            experiment, make_task = load_config(args.config, xllm.XllmExperiment, overrides), xllm.XllmTask
         case _:
-            raise ConfigError(f"{args.config}: task `{task}` is not one of asr, lm")
+            raise ConfigError(f"{args.config}: task `{task}` is not one of asr, align, integrate, lm")
     result = train(
         lambda fabric: make_task(experiment, args.out, fabric), experiment.optim, experiment.train, args.out, args.restart
     )

@@ -16,10 +16,12 @@ from xllm_speech.records import LlmInput
 
 
 class AnswerLoss(NamedTuple):
-    """Per item, over its labelled positions: summed negative log-likelihood (float32 [B]) and their number (int64 [B])."""
+    """Per item, over its labelled positions: summed negative log-likelihood (float32 [B]), their number, and how many of
+    them were most likely right (int64 [B])."""
 
     nll_B: torch.Tensor
     count_B: torch.Tensor
+    correct_B: torch.Tensor
 
     def mean_over_tokens(self) -> torch.Tensor:
         """Every token weighs the same."""
@@ -135,9 +137,13 @@ class LoadedLlm(nn.Module):
             wanted_BL, targets_BL = wanted_BL[:, places], targets_BL[:, places]
         else:
             logits = self._logits(prompt)[:, :-1]
-        nll = F.cross_entropy(logits[wanted_BL].float(), targets_BL[wanted_BL], reduction="none")
-        rows = wanted_BL.nonzero()[:, 0]
-        return AnswerLoss(nll.new_zeros(len(targets_BL)).index_add(0, rows, nll), wanted_BL.sum(1))
+        logits_NV, targets_N, rows = logits[wanted_BL], targets_BL[wanted_BL], wanted_BL.nonzero()[:, 0]
+        nll = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+        right = (logits_NV.argmax(1) == targets_N).long()
+        count_B = wanted_BL.sum(1)
+        return AnswerLoss(
+            nll.new_zeros(len(targets_BL)).index_add(0, rows, nll), count_B, torch.zeros_like(count_B).index_add(0, rows, right)
+        )
 
     @torch.no_grad()
     def generate(

@@ -337,7 +337,8 @@ def conversations_about(dialogs: Iterable[Dialog], spoken: Iterable[_Spoken]) ->
         answer = item.dialog.turns[item.round].answer
         if answer is not None:
             source = str(item.recording.sources[0].source)
-            items = [ConversationItem("image", path=item.dialog.image), ConversationItem("speech", path=source)]
+            speech = ConversationItem("speech", path=source, cut=item.row["id"])
+            items = [ConversationItem("image", path=item.dialog.image), speech]
             custom = {"dialog_id": item.dialog.id, "round": item.round, "question": item.text}
             yield _ask(f"{item.row['id']}-vsd", "vsd", items, answer, **custom)
 

@@ -13,6 +13,8 @@ from xllm_speech.base.errors import ConfigError, SeamError
 from xllm_speech.cif import AlphaPredictor, CifOut, integrate_and_fire
 from xllm_speech.decoders.cif_decoder import CifDecoder
 from xllm_speech.decoders.ctc import ctc_loss
+from xllm_speech.decoders.fusion import Fusion
+from xllm_speech.decoders.prefix_beam import search_prefix
 from xllm_speech.decoders.search import CtcInput, SearchResult, search_beam, search_fast, search_greedy
 from xllm_speech.encoders.caption import CaptionEncoder, load_caption_encoder
 from xllm_speech.encoders.conformer import ConformerEncoder
@@ -24,22 +26,37 @@ from xllm_speech.nn.masks import valid_mask
 from xllm_speech.records import AsrBatch, AsrLosses, EncoderOut, FbankBatch, Memory
 
 BLANK_ID, UNKNOWN_ID = 0, 1
+FUSED_POOL = 10  # tokens of the decoder among which a greedy search with fusion chooses
+
+
+METHODS = ("greedy", "beam", "fast", "ctc")
 
 
 @dataclass
 class SearchConfig:
-    """How to decode. method: greedy | beam | fast. ctc_weight: share of CTC in beam scores. passes: of the fast search."""
+    """How to decode.
+
+    method: greedy | beam | fast | ctc (prefix beam search on the CTC head alone). beam: hypotheses kept. ctc_weight: share of
+    CTC in scores of `beam`. passes: of the fast search. length_bonus: per token of `ctc`; CIF needs none, as its texts have
+    one token per unit. fusion: a language model and hotwords (`models.fusion.build_fusion`), for all but `fast`.
+    """
 
     method: str = "greedy"
     beam: int = 5
     ctc_weight: float = 0.3
     passes: int = 1
+    length_bonus: float = 0.0
+    fusion: Fusion | None = None
 
     def __post_init__(self) -> None:
-        require_choice("search.method", self.method, ("greedy", "beam", "fast"))
+        require_choice("search.method", self.method, METHODS)
         require(self.beam >= 1, f"search.beam {self.beam} must be at least 1")
         require(0 <= self.ctc_weight < 1, f"search.ctc_weight {self.ctc_weight} must lie in [0, 1)")
         require(self.passes >= 0, f"search.passes {self.passes} must not be negative")
+        require(
+            self.fusion is None or self.method != "fast",
+            "search.method fast reads all units at once and takes no language model or hotwords; use greedy, beam or ctc",
+        )
 
 
 class CifAsrModel(nn.Module):
@@ -136,17 +153,26 @@ class CifAsrModel(nn.Module):
             ConfigError: the fast search of a model that was trained without its head.
         """
         encoded, cif = self.find_units(batch.fbank)
-        visual, linguistic = self.see(batch)
+        return self.decode(encoded, cif, *self.see(batch), search)
+
+    @torch.no_grad()
+    def decode(
+        self, encoded: EncoderOut, cif: CifOut, visual: Memory | None, linguistic: Memory | None, search: SearchConfig
+    ) -> tuple[list[SearchResult], CifOut]:
+        """The second half of `recognise`: from encoder output and units to tokens."""
         banned = (BLANK_ID,) if self.eos_unit else (BLANK_ID, self.decoder.sos_id)
         match search.method:
-            case "greedy":
+            case "greedy" if search.fusion is None:
                 results = search_greedy(self.decoder, cif, visual, linguistic, banned)
+            case "greedy":
+                results = search_beam(self.decoder, cif, 1, None, visual, linguistic, banned, FUSED_POOL, search.fusion)
             case "beam":
                 ctc = None
                 if search.ctc_weight > 0:
-                    log_probs_BSV = functional.log_softmax(self.ctc_head(encoded.x_BSD).float(), -1)
-                    ctc = CtcInput(log_probs_BSV, encoded.lens_B, search.ctc_weight)
-                results = search_beam(self.decoder, cif, search.beam, ctc, visual, linguistic, banned)
+                    ctc = CtcInput(self._ctc(encoded), encoded.lens_B, search.ctc_weight)
+                results = search_beam(self.decoder, cif, search.beam, ctc, visual, linguistic, banned, fusion=search.fusion)
+            case "ctc":
+                return self._search_ctc(encoded, cif, search)
             case "fast":
                 if self.unit_head is None:
                     raise ConfigError(
@@ -156,8 +182,35 @@ class CifAsrModel(nn.Module):
                 unit_logits_BUV = self.unit_head(cif.units_BUD)
                 results = search_fast(self.decoder, cif, unit_logits_BUV, visual, linguistic, search.passes, banned)
             case other:
-                raise ConfigError(f"search.method: `{other}` is not one of greedy, beam, fast")
+                raise ConfigError(f"search.method: `{other}` is not one of {', '.join(METHODS)}")
         return [_cut_at_eos(result, self.decoder.sos_id) for result in results], cif
+
+    def _ctc(self, encoded: EncoderOut) -> torch.Tensor:
+        return functional.log_softmax(self.ctc_head(encoded.x_BSD).float(), -1)
+
+    def _search_ctc(
+        self, encoded: EncoderOut, cif: CifOut, search: SearchConfig
+    ) -> tuple[list[SearchResult], CifOut]:
+        """CTC's text, and as its units the encoder steps in which it was written: one step each, from its start to its end."""
+        found = [
+            search_prefix(
+                log_probs_SV[:length], search.beam, BLANK_ID, (self.decoder.sos_id,), search.fusion, search.length_bonus
+            )
+            for log_probs_SV, length in zip(self._ctc(encoded), encoded.lens_B.tolist(), strict=True)
+        ]
+        counts = [len(result.tokens) for result in found]
+        lens_B = torch.tensor(counts, device=encoded.x_BSD.device)
+        step_BU = torch.zeros(len(found), max(counts, default=0), dtype=torch.long, device=lens_B.device)
+        for row, result in enumerate(found):
+            step_BU[row, : counts[row]] = torch.tensor(result.steps, dtype=torch.long)
+        inside_BU = valid_mask(lens_B, step_BU.shape[1])
+        units_BUD = encoded.x_BSD.gather(1, step_BU[:, :, None].expand(-1, -1, encoded.x_BSD.shape[2]))
+        start_BU = step_BU.to(cif.fire_BU.dtype)
+        units = CifOut(
+            units_BUD.masked_fill(~inside_BU[:, :, None], 0.0), lens_B, cif.quantity_B, start_BU.masked_fill(~inside_BU, 0.0),
+            (start_BU + 1).masked_fill(~inside_BU, 0.0), cif.alpha_BS,
+        )
+        return [SearchResult(result.tokens, result.log_probs, result.score) for result in found], units
 
 
 def _cross_entropy(logits_BUV: torch.Tensor, targets_BU: torch.Tensor, label_smoothing: float) -> torch.Tensor:

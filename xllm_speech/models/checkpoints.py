@@ -21,6 +21,7 @@ from xllm_speech.base.files import atomic_write, sha256_file
 from xllm_speech.encoders.vision import VIT_CONFIG, VIT_WEIGHTS
 from xllm_speech.models.asr import CifAsrModel, build_asr_model
 from xllm_speech.models.asr_config import AsrModelConfig
+from xllm_speech.models.foreign.load import load_foreign as load_foreign  # part of the public surface
 from xllm_speech.text.tokens import TokenTable
 
 FORMAT = "xllm-cif-asr-1"
@@ -139,7 +140,7 @@ def load_asr(path: str | Path, device: torch.device | str = "cpu") -> AsrCheckpo
             shape, or a frozen encoder is not the one the model was trained with.
     """
     folder = find_model(path)
-    description = _read_description(folder)
+    description = read_asr_description(folder)
     config = description.model
     if config.visual.kind == "vit":
         config.visual.path = str(folder / str(config.visual.path))
@@ -179,7 +180,8 @@ def load_weights(model: CifAsrModel, path: Path) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
-def _read_description(folder: Path) -> AsrDescription:
+def read_asr_description(folder: Path) -> AsrDescription:
+    """The content of a model directory's model.yaml; `CheckpointError` where it is unreadable or of another format."""
     path = folder / DESCRIPTION
     try:
         value: Any = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -13,10 +13,9 @@ from xllm_speech.base.config import require, require_choice
 from xllm_speech.interfaces.base import Interface
 from xllm_speech.llm.loaded import LoadedLlm
 from xllm_speech.models.phases import PhasePlan, apply_phase, plan_phase, set_modes
+from xllm_speech.models.xllm_config import LOSS_UNITS
 from xllm_speech.prompts import PromptStyle, Spliced, Tag, splice_batch
 from xllm_speech.records import AnswerLosses, ConversationBatch, SlotEmbeds
-
-LOSS_UNITS = ("token", "answer")
 
 
 class XllmModel(nn.Module):
@@ -90,18 +89,40 @@ class XllmModel(nn.Module):
             pad_side="right" if train else "left", max_tokens=self.max_tokens, answer_room=answer_room,
         )
 
+    def count_targets(self, batch: ConversationBatch) -> int:
+        """What the losses of a batch are divided by: answer tokens with their ends, or answers; as the conversations say it,
+        before any is left out or cut."""
+        if self.loss_unit == "answer":
+            return len(batch.conversations)
+        total = 0
+        for conversation in batch.conversations:
+            answers = [message for message in conversation.messages if message.role == "assistant"]
+            for message in answers if self.style.loss == "all" else answers[-1:]:
+                total += 1 + sum(len(self.llm.encode(item.text or "")) for item in message.items)
+        return total
+
     def forward(self, batch: ConversationBatch) -> AnswerLosses:
-        """Cross entropy of the answers. A batch without a usable conversation gives a zero with gradients."""
+        """Cross entropy of the answers. Every trained part gets a gradient, of zeros where the batch has nothing for it, so
+        that ranks whose batches lack a medium stay in step with the others.
+        """
         spliced = self.splice(batch, train=True)
+        targets = self.count_targets(batch)
+        zero = self._touch_all()
         if spliced.llm_input is None:
-            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-            zero = torch.stack([parameter.sum() * 0.0 for parameter in trained]).sum()
-            return AnswerLosses(zero, {"ce": zero.detach()}, 0, 0, spliced.rejected)
+            return AnswerLosses(zero, {"ce": zero.detach()}, targets, 0, spliced.rejected)
         loss = self.llm.answer_loss(spliced.llm_input)
-        by_answer = loss.nll_B / loss.count_B.clamp(min=1)
-        total = loss.nll_B.sum() if self.loss_unit == "token" else by_answer.sum()
-        tokens = int(loss.count_B.sum()) if self.loss_unit == "token" else len(spliced.plans)
-        return AnswerLosses(total, {"ce": total.detach()}, tokens, 0, spliced.rejected)
+        if self.loss_unit == "token":
+            total, correct = loss.nll_B.sum(), int(loss.correct_B.sum())
+        else:
+            total = (loss.nll_B / loss.count_B.clamp(min=1)).sum()
+            correct = int((loss.correct_B == loss.count_B).sum())
+        return AnswerLosses(total + zero, {"ce": total.detach()}, targets, correct, spliced.rejected)
+
+    def _touch_all(self) -> torch.Tensor:
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not trained:
+            return torch.zeros(())
+        return torch.stack([parameter.sum() * 0.0 for parameter in trained]).sum()
 
     @torch.no_grad()
     def answer(self, batch: ConversationBatch, max_new_tokens: int = 128, num_beams: int = 1) -> dict[str, str]:

@@ -9,10 +9,10 @@ from xllm_speech.records.batch import AsrBatch, Memory
 from xllm_speech.records.hypothesis import Hypothesis, TimedToken
 from xllm_speech.records.llm import AnswerLosses, ConversationBatch, LlmInput, SlotEmbeds
 from xllm_speech.records.manifest import Conversation, ConversationItem, Message, Utterance
+from xllm_speech.records.media import ClipBatch, TextBatch, WaveBatch
 from xllm_speech.records.speech import AsrLosses, CifOut, EncoderOut
 
 __all__ = [
-    "AnswerLosses", "AsrBatch", "AsrLosses", "CifOut", "Conversation", "ConversationBatch", "ConversationItem", "EncoderOut",
-    "FbankBatch", "Hypothesis",
-    "LlmInput", "Memory", "Message", "PixelBatch", "SlotEmbeds", "TimedToken", "Utterance",
+    "AnswerLosses", "AsrBatch", "AsrLosses", "CifOut", "ClipBatch", "Conversation", "ConversationBatch", "ConversationItem",
+    "EncoderOut", "FbankBatch", "Hypothesis", "LlmInput", "Memory", "Message", "PixelBatch", "SlotEmbeds", "TextBatch", "TimedToken", "Utterance", "WaveBatch",
 ]

@@ -66,13 +66,15 @@ class LlmInput:
 class ConversationBatch:
     """Seam datasets -> models for phases 2 and 3: conversations, and what frozen encoders made of their media.
 
-    features: kind -> features of all items of that kind, in the order of the conversations and of their messages, as the
-    kind's interface takes them (`Memory`, `CifOut`, frames of clips ...). seconds: of audio. skipped: (id, reason) of
-    conversations that could not be loaded and are in no other field.
+    media: kind -> all items of that kind as they were read, in the order of the conversations and of their messages
+    (`PixelBatch`, `ClipBatch`, `FbankBatch`, units as `Memory` ...). features: kind -> what the frozen encoders made of
+    them, as the kind's interface takes it (`Memory`, `CifOut`, frames of clips ...); filled in by the model's side.
+    seconds: of audio. skipped: (id, reason) of conversations that could not be loaded and are in no other field.
     """
 
     conversations: list[Conversation]
     features: dict[str, Any] = field(default_factory=dict)
+    media: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
@@ -87,7 +89,8 @@ class ConversationBatch:
     def to(self, device: torch.device | str) -> ConversationBatch:
         """The same batch on `device`."""
         features = {kind: value.to(device) for kind, value in self.features.items()}
-        return ConversationBatch(self.conversations, features, self.seconds, self.skipped)
+        media = {kind: value.to(device) for kind, value in self.media.items()}
+        return ConversationBatch(self.conversations, features, media, self.seconds, self.skipped)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,10 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class ConversationItem:
-    """One piece of a message: `text`, or a medium with a `path`; speech may name a `cut`, an offset and a duration."""
+    """One piece of a message: `text`, or a medium with a `path`; speech may name a `cut`, an offset and a duration.
+
+    A speech item with both names where its audio is and under which id a unit cache holds it.
+    """
 
     type: str
     text: str | None = None
@@ -55,7 +58,7 @@ class ConversationItem:
         if self.type == "text":
             ensure(self.text is not None, "a text item needs `text`")
         elif self.type == "speech":
-            ensure((self.path is None) != (self.cut is None), "a speech item needs exactly one of `path` and `cut`")
+            ensure(self.path is not None or self.cut is not None, "a speech item needs `path` or `cut`")
         else:
             # Structured states, such as a terminal's, are text that an encoder reads and not part of the prompt.
             given = self.path is not None or (self.type not in ITEM_TYPES and self.text is not None)

@@ -24,6 +24,7 @@ class _Interval:
     started: float = field(default_factory=time.perf_counter)
     steps: int = 0
     tokens: int = 0
+    items: int = 0
     seconds: float = 0.0
     loss: float = 0.0
     correct: int = 0
@@ -81,6 +82,7 @@ class Reporter:
         interval.steps += 1
         interval.wait_sec += wait_sec
         interval.seconds += report.seconds
+        interval.items += report.utterances
         if not report.reason:
             interval.tokens += report.tokens
             interval.loss += report.loss
@@ -104,17 +106,19 @@ class Reporter:
         row: dict[str, Any] = {
             "kind": "train", "step": step, "epoch": epoch, "loss": interval.loss / tokens, **parts,
             "accuracy": interval.correct / tokens, "lr": lr, "grad_norm": grad_norm,
-            "audio_sec_per_sec": interval.seconds / elapsed, "step_sec": elapsed / interval.steps,
+            "audio_sec_per_sec": interval.seconds / elapsed, "items_per_sec": interval.items / elapsed,
+            "step_sec": elapsed / interval.steps,
             "wait_share": interval.wait_sec / elapsed,
         }
         self.log(row)
         shown = " ".join(f"{name} {value:.3f}" for name, value in parts.items())
         of = f"/{total_steps}" if total_steps else ""
         rest = "" if left is None else f", {timedelta(seconds=round(left))} left"
+        speed = f"{row['items_per_sec']:.0f} items" if not interval.seconds else f"{row['audio_sec_per_sec']:.0f} s of audio"
         waiting = f", {row['wait_share']:.0%} waiting for data" if row["wait_share"] > 0.1 else ""
         self.say(
             f"step {step}{of} epoch {epoch} loss {row['loss']:.3f} ({shown}) accuracy {100 * row['accuracy']:.1f} % "
-            f"lr {lr:.2e} norm {grad_norm:.2f}, {row['audio_sec_per_sec']:.0f} s of audio per s{waiting}{rest}"
+            f"lr {lr:.2e} norm {grad_norm:.2f}, {speed} per s{waiting}{rest}"
         )
 
     def skipped(self, report: StepReport, step: int, count: int, allowed: int) -> None:

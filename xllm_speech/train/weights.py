@@ -25,8 +25,11 @@ PREFIX = "model."  # of the task's model inside `steps.LossModule`
 
 
 def gather_model(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The task's model as a state dict, whole, on the CPU; {} on ranks other than 0. `module`: the bare `LossModule`."""
-    state: dict[str, Any] = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    """The task's model as a state dict, whole, on the CPU, without frozen parameters, which may be a large language model's;
+    {} on ranks other than 0. `module`: the bare `LossModule`.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    state: dict[str, Any] = get_model_state_dict(module, options=options)
     return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
 
 

@@ -108,7 +108,9 @@ def test_a_sound_corpus(corpus: tuple[Path, Rows], tmp_path: Path) -> None:
     spoken = by_id["s2-22-vsd"]
     assert (spoken.task, [item.type for item in spoken.messages[0].items]) == ("vsd", ["image", "speech"])
     assert spoken.messages[1].items[0].text == "红色"
-    assert Path(str(spoken.messages[0].items[1].path)).is_file()
+    speech = spoken.messages[0].items[1]
+    assert Path(str(speech.path)).is_file()
+    assert speech.cut == "s2-22"  # under which a unit cache holds it
     typed = by_id["test-22-2"]
     assert (typed.task, typed.messages[0].items[1].text, typed.messages[1].items[0].text) == ("vl", "在哪里", "左边")
     assert by_id["test-22-caption"].messages[1].items[0].text == "第22张图"

@@ -1,0 +1,208 @@
+"""Phases 2 and 3 in the real loop, on frozen parts by chance: what trains, what is kept, and that ranks stay in step."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny import World, make_llm, xllm_settings
+
+from xllm_speech.base.config import load_config
+from xllm_speech.base.errors import CheckpointError, ConfigError
+from xllm_speech.bin.main import main
+from xllm_speech.models.xllm_checkpoints import load_xllm
+from xllm_speech.train.xllm import XllmExperiment
+
+STEPS = {
+    "max_steps": 4, "max_epochs": 0, "save_every": 2, "eval_every": 4, "num_threads": 1, "tensorboard": False, "log_every": 2,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def settings(world: World, task: str, sources: dict[str, list[str]], **more: Any) -> dict[str, Any]:
+    """A configuration; sources: task of the data -> share of it."""
+    rows = [{"path": str(world.cuts if name in ("asr", "masr") else world.talks), "tasks": [name]} for name in sources]
+    return {
+        "task": task, "model": xllm_settings(world), "eval_items": 3, "eval_tokens": 6,
+        "data": {"train": rows, "dev": rows, "batch_size": 3},
+        "optim": {"lr": 1e-3, "schedule": "constant", "warmup_steps": 0, "init_lr": 0.0}, "train": dict(STEPS), **more,
+    }
+
+
+def run(folder: Path, value: dict[str, Any], *words: str, out: Path | None = None) -> Path:
+    """`xllm-speech train` with this configuration; returns the run's folder."""
+    out = folder / "out" if out is None else out
+    config = folder / f"{out.name}.yaml"
+    config.write_text(yaml.safe_dump(value))
+    assert main(["train", "--config", str(config), "--out", str(out), *words]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def exp(world: World, tmp_path_factory) -> Path:
+    """exp/{image,speech,video}: phase 2 of each interface."""
+    folder = tmp_path_factory.mktemp("exp")
+    run(folder, settings(world, "align", {"caption": [], "vl": []}, kind="image"), out=folder / "image")
+    run(folder, settings(world, "align", {"asr": []}, kind="speech"), out=folder / "speech")
+    parents = {"image": str(folder / "image")}
+    run(folder, settings(world, "align", {"video": []}, kind="video", parents=parents), out=folder / "video")
+    return folder
+
+
+def integrate(world: World, exp: Path, sources: tuple[str, ...] = ("vsd", "video", "caption", "asr", "masr", "text"), **more: Any):
+    parents = {kind: str(exp / kind) for kind in ("image", "video", "speech")}
+    return settings(world, "integrate", dict.fromkeys(sources, []), parents=parents, **more)
+
+
+def test_phase_2_trains_each_interface_by_itself(exp: Path) -> None:
+    for kind in ("image", "speech", "video"):
+        names = load_file(exp / kind / "final/model.safetensors")
+        assert all(name.startswith(f"interfaces.{kind}.") for name in names)
+        row = [json.loads(line) for line in (exp / kind / "train.log").read_text().splitlines()]
+        assert [one["error"] for one in row if one["kind"] == "dev"]
+    described = yaml.safe_load((exp / "video/final/model.yaml").read_text())
+    assert described["parents"]["image"]["path"].endswith("image/final")
+
+
+def test_video_starts_from_the_image_interface(world: World, exp: Path, tmp_path: Path) -> None:
+    value = settings(world, "align", {"video": []}, kind="video", parents={"image": str(exp / "image")})
+    value["optim"]["lr"] = 1e-12
+    video = load_file(run(tmp_path, value) / "final/model.safetensors")
+    image = load_file(exp / "image/final/model.safetensors")
+    for name, tensor in video.items():
+        torch.testing.assert_close(tensor, image[name.replace(".video.", ".image.")], rtol=0, atol=1e-9)
+
+
+def test_phase_3_trains_the_adapters_and_leaves_the_rest_bit_for_bit(world: World, exp: Path, tmp_path: Path) -> None:
+    out = run(tmp_path, integrate(world, exp))
+    own = load_file(out / "final/model.safetensors")
+    assert set(own) == {f"interfaces.{kind}.adapter.{part}" for kind in ("image", "video", "speech") for part in ("weight", "bias")}
+    state = load_xllm(out).model.state_dict()
+    for kind in ("image", "video", "speech"):
+        for name, tensor in load_file(exp / kind / "final/model.safetensors").items():
+            same = torch.equal(state[name], tensor)
+            assert same == (".adapter." not in name), name
+
+
+def test_a_run_that_stopped_goes_on_to_the_same_weights(world: World, exp: Path, tmp_path: Path) -> None:
+    value = integrate(world, exp)
+    whole = run(tmp_path, value, out=tmp_path / "whole")
+    run(tmp_path, value, "train.max_steps=2", out=tmp_path / "parts")
+    parts = run(tmp_path, value, out=tmp_path / "parts")
+    ours, theirs = (load_file(folder / "final/model.safetensors") for folder in (whole, parts))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_parent_that_changed_stops_the_run_it_stands_under(world: World, exp: Path, tmp_path: Path, capsys) -> None:
+    """Neither a new run on a parent with another LLM, nor a resumed one on a parent that was trained anew."""
+    value = integrate(world, exp)
+    value["model"]["llm"] = {"path": str(make_llm(tmp_path / "llm", seed=4))}
+    config = tmp_path / "a.yaml"
+    config.write_text(yaml.safe_dump(value))
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "a")]) == 1
+    assert "was trained with another llm: sha256" in capsys.readouterr().err
+    copy = tmp_path / "exp"
+    for kind in ("image", "video", "speech"):
+        (copy / kind).mkdir(parents=True)
+        for name in ("model.yaml", "model.safetensors"):
+            (copy / kind / name).write_bytes((exp / kind / "final" / name).read_bytes())
+    value = integrate(world, copy)
+    out = run(tmp_path, value, "train.max_steps=2", out=tmp_path / "b")
+    weights = copy / "speech/model.safetensors"
+    save_file({name: tensor + 0.1 for name, tensor in load_file(weights).items()}, weights)
+    assert main(["train", "--config", str(tmp_path / "b.yaml"), "--out", str(out)]) == 1
+    assert "parents_sha256.speech" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="was trained on the speech interface with sha256"):
+        load_xllm(out)
+
+
+RANKS = """
+import sys, torch
+from pathlib import Path
+from xllm_speech.base.config import load_config
+from xllm_speech.train.devices import leave_processes
+from xllm_speech.train.loop import train
+from xllm_speech.train.xllm import XllmExperiment, XllmTask
+
+experiment = load_config(sys.argv[1], XllmExperiment)
+out, kept = Path(sys.argv[2]), []
+def make(fabric):
+    kept.append(XllmTask(experiment, out, fabric))
+    return kept[0]
+result = train(make, experiment.optim, experiment.train, out)
+state = {name: value for name, value in kept[0].model.state_dict().items() if ".adapter." in name}
+torch.save(state, f"{out}.{result.process}.pt")
+leave_processes()
+"""
+
+
+def test_ranks_whose_batches_lack_a_medium_neither_hang_nor_drift(world: World, exp: Path, tmp_path: Path) -> None:
+    """One conversation a batch, so that every rank lacks most kinds in every step; beside one process with two batches a step."""
+    value = integrate(world, exp, ("video", "caption", "asr", "text"))
+    value["data"]["batch_size"] = 1
+    value["data"]["dev"] = []
+    value["train"]["max_steps"] = 6
+    (tmp_path / "ranks.py").write_text(RANKS)
+    for name, processes, accumulate in (("two", 2, 1), ("one", 1, 2)):
+        value["train"]["accumulate"] = accumulate
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(value))
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+            str(tmp_path / "ranks.py"), str(tmp_path / f"{name}.yaml"), str(tmp_path / name),
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    first, second, alone = (torch.load(tmp_path / name, weights_only=True) for name in ("two.0.pt", "two.1.pt", "one.0.pt"))
+    start = load_xllm(exp / "image").model.state_dict()["interfaces.image.adapter.weight"]
+    assert not torch.equal(first["interfaces.image.adapter.weight"], start)
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+        torch.testing.assert_close(tensor, alone[name], rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_loaded_is_left_out_and_too_much_of_it_stops_the_run(world: World, tmp_path: Path, capsys) -> None:
+    talks = [json.loads(line) for line in gzip.open(world.talks, "rt")]
+    captions = [row for row in talks if row["task"] == "caption"]
+    captions[3]["messages"][0]["content"][0]["path"] = "gone.png"
+    (tmp_path / "talks.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in captions))
+    value = settings(world, "align", {"caption": []}, kind="image")
+    value["data"]["train"][0]["path"] = str(tmp_path / "talks.jsonl")
+    out = run(tmp_path, value, out=tmp_path / "some")
+    assert "gone.png" in (out / "skipped.jsonl").read_text()
+    for row in captions[:11]:
+        row["messages"][0]["content"][0]["path"] = "gone.png"
+    (tmp_path / "talks.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in captions))
+    config = tmp_path / "some.yaml"
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "none")]) == 1
+    assert "gone.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"task": "align", "kind": "smell"}, "kind: `smell` is not one of image, video"),
+    ({"task": "align", "kind": "speech", "parents": {"image": "x"}}, "phase 2 of speech takes none"),
+    ({"task": "integrate"}, "phase 3 needs the trained interface of every kind"),
+    ({"task": "integrate", "kind": "image", "parents": {"image": "x"}}, "leave `kind` away"),
+    ({"task": "integrate", "bert": "x", "parents": {"image": "x"}}, "leave `bert` away"),
+])
+def test_configurations_that_make_no_sense(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(changes))
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "x.yaml", XllmExperiment)

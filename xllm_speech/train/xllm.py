@@ -1,0 +1,256 @@
+"""Phases 2 and 3 as training tasks: one interface aligned with the frozen LLM, then the adapters of all together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from xllm_speech.base.config import require, require_choice
+from xllm_speech.base.rejects import Rejects
+from xllm_speech.datasets.conversation_config import ConversationDataConfig
+from xllm_speech.datasets.conversations import ConversationData
+from xllm_speech.datasets.media import build_readers
+from xllm_speech.datasets.units import UnitCache, UnitKey
+from xllm_speech.interfaces.config import InterfacesConfig
+from xllm_speech.interfaces.pretrained import start_qformer_from_bert, start_speech_from_bert
+from xllm_speech.interfaces.speech import SpeechInterface
+from xllm_speech.interfaces.vision import ImageInterface, VideoInterface
+from xllm_speech.llm.loading import load_llm
+from xllm_speech.metrics.alignment import Counts, align
+from xllm_speech.models.checkpoints import WEIGHTS, find_model, read_asr_description
+from xllm_speech.models.media import ENCODER_OF, build_encoders
+from xllm_speech.models.xllm import XllmModel
+from xllm_speech.models.xllm_checkpoints import (
+    PREFIX,
+    Interfaces,
+    Parent,
+    XllmDescription,
+    adopt_parents,
+    build_xllm,
+    fill_interfaces,
+    hash_parts,
+    save_xllm,
+)
+from xllm_speech.models.xllm_config import XllmConfig
+from xllm_speech.records import Conversation, ConversationBatch
+from xllm_speech.text.normalise import cer_tokens, normalise
+from xllm_speech.train.config import OptimConfig, TrainConfig
+
+logger = logging.getLogger(__name__)
+
+# Answers that are texts of their own, judged by their characters; all others are right or wrong.
+TEXT_TASKS = ("asr", "masr", "caption", "video")
+
+
+@dataclass
+class XllmExperiment:
+    """A configuration file of `xllm-speech train` for phases 2 (`task: align`) and 3 (`task: integrate`).
+
+    kind: the interface that phase 2 trains. parents: kind -> trained interface: in phase 3 one for every kind; in phase 2 the
+    image interface that a video interface starts from. bert: folder that the Q-Former's or the C-Former's transformer starts
+    from. eval_items: held-out conversations of each task that are answered at an evaluation, of at most `eval_tokens` tokens.
+    """
+
+    task: str = "align"
+    kind: str = ""
+    parents: dict[str, str] = field(default_factory=dict)
+    bert: str = ""
+    model: XllmConfig = field(default_factory=XllmConfig)
+    data: ConversationDataConfig = field(default_factory=ConversationDataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval_items: int = 60
+    eval_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        require_choice("task", self.task, ("align", "integrate"))
+        require(self.eval_items >= 1 and self.eval_tokens >= 1, "eval_items and eval_tokens must be at least 1")
+        if self.task == "align":
+            require_choice("kind", self.kind, tuple(ENCODER_OF))
+            allowed = {"image"} if self.kind == "video" else set()
+            require(set(self.parents) <= allowed, f"parents: phase 2 of {self.kind} takes {', '.join(allowed) or 'none'}")
+        else:
+            require(not self.kind, "kind: phase 3 trains the adapters of all parents together; leave `kind` away")
+            require(bool(self.parents), "parents: phase 3 needs the trained interface of every kind, as `parents.image: DIR`")
+            for kind in self.parents:
+                require_choice("parents", kind, tuple(ENCODER_OF))
+            require(not self.bert, "bert: phase 3 starts from its parents; leave `bert` away")
+
+    @property
+    def phase(self) -> int:
+        """2 or 3."""
+        return 2 if self.task == "align" else 3
+
+
+class XllmTask:
+    """`train.task.Task` for phases 2 and 3.
+
+    Args:
+        experiment: the configuration. out: where the run's files stand. fabric: for rank and device.
+
+    Raises:
+        CheckpointError: a frozen part or a parent is absent, broken, or not the one that another parent was trained with.
+    """
+
+    best_key = "error"
+    harmless_keys = frozenset({"data.num_workers", "data.max_rejected", "eval_items", "eval_tokens"})
+
+    def __init__(self, experiment: XllmExperiment, out: Path, fabric: Fabric) -> None:
+        require(bool(experiment.model.llm.path), "model.llm.path is needed: the folder of the frozen LLM")
+        self.experiment, self.device = experiment, fabric.device
+        config = experiment.model
+        trained = [experiment.kind] if experiment.phase == 2 else list(experiment.parents)
+        shares = "video" in trained and config.interfaces.video.share
+        config.interfaces.kinds = ["image", *trained] if shares and "image" not in trained else trained
+        self.frozen = hash_parts(config)
+        self.parents = adopt_parents(config, experiment.parents, self.frozen)
+        if experiment.phase == 3:
+            adopt_interfaces(config.interfaces, self.parents)
+        llm = load_llm(config.llm.path, config.llm.dtype, str(fabric.device), config.llm.quantization)
+        self.model: XllmModel = build_xllm(config, llm)
+        self._start(shares)
+        plan = self.model.start_phase(experiment.phase, trained)
+        units = self._open_units() if "speech" in trained else None
+        self.encoders = build_encoders(config.encoders, trained, ("asr",) if units is not None else ()).to(fabric.device)
+        asr = read_asr_description(find_model(config.encoders.asr)) if "speech" in trained else None
+        self.channel = self.encoders.channel if asr is None else asr.features.channel
+        readers = build_readers(
+            trained, self.encoders.image_size, config.video_frames, self.channel, units, experiment.data.cuts,
+            experiment.data.image_augment,
+        )
+        self.data = ConversationData(experiment.data, readers, fabric.global_rank)
+        self.description = XllmDescription(
+            phase=experiment.phase, kinds=trained, parts=list(plan.parts), model=config, channel=self.channel,
+            frozen_sha256=self.frozen,
+            parents={kind: Parent(str(read.folder), read.sha256) for kind, read in self.parents.items()},
+        )
+        self.rejects = Rejects(experiment.data.max_rejected)
+        self.rejects_path = out / "skipped.jsonl"
+        self.seen = 0
+
+    def _start(self, shares: bool) -> None:
+        """Starting weights: of the parents, of BERT, or chance."""
+        experiment = self.experiment
+        if experiment.phase == 3:
+            for kind, read in self.parents.items():
+                tensors = {name: tensor for name, tensor in read.tensors.items() if name.startswith(f"{PREFIX}{kind}.")}
+                fill_interfaces(self.model, tensors, read.folder, [kind])
+            return
+        interface = self.model.interfaces[experiment.kind]
+        match interface:
+            case VideoInterface() if "image" in self.parents:
+                image = self._image_parent(shares)
+                interface.start_from_image(image)
+            case SpeechInterface() if experiment.bert:
+                start_speech_from_bert(interface, experiment.bert)
+            case ImageInterface() if experiment.bert:
+                start_qformer_from_bert(interface.querying, experiment.bert)
+            case _:
+                require(not experiment.bert, f"bert: not for the {experiment.kind} interface")
+                require(not shares, "model.interfaces.video.share: parents.image is needed, whose Q-Former is shared")
+
+    def _image_parent(self, shares: bool) -> ImageInterface:
+        """The trained image interface; the one in the model where its Q-Former is shared."""
+        read, config = self.parents["image"], self.experiment.model
+        tensors = {name: tensor for name, tensor in read.tensors.items() if name.startswith(f"{PREFIX}image.")}
+        if shares:
+            fill_interfaces(self.model, tensors, read.folder, ["image"])
+            return cast(ImageInterface, self.model.interfaces["image"])
+        image_config = XllmConfig(interfaces=InterfacesConfig(kinds=["image"], image=config.interfaces.image))
+        alone = build_xllm(image_config, self.model.llm)
+        fill_interfaces(alone, tensors, read.folder, ["image"])
+        return cast(ImageInterface, alone.interfaces["image"])
+
+    def _open_units(self) -> UnitCache | None:
+        """The unit cache, refused where it is not of this ASR model."""
+        folder = self.experiment.data.units
+        if not folder:
+            return None
+        model = find_model(self.experiment.model.encoders.asr)
+        described = read_asr_description(model)
+        key = UnitKey.of(model / WEIGHTS, described.model.encoder, described.model.cif.tail_threshold, described.features.channel)
+        return UnitCache.open(folder, key)
+
+    def settings(self) -> dict[str, Any]:
+        """All that shapes the run beside `optim` and `train`; the hashes of what it stands on belong to it."""
+        experiment = asdict(self.experiment)
+        kept = {key: value for key, value in experiment.items() if key not in ("optim", "train")}
+        return kept | {"frozen_sha256": self.frozen, "parents_sha256": {kind: read.sha256 for kind, read in self.parents.items()}}
+
+    def train_batches(self, epoch: int, skip: int, rank: int, world_size: int) -> Iterator[ConversationBatch]:
+        """Batches of one process; what cannot be loaded is counted, written down, and ends the run when it is too much."""
+        for batch in self.data.train_batches(epoch, skip, rank, world_size):
+            self.seen += len(batch.ids) + len(batch.skipped)
+            if batch.skipped:
+                for name, reason in batch.skipped:
+                    logger.warning("left out: %s", reason if name in reason else f"{name}: {reason}")
+                    self.rejects.add(name, "", reason, "loading")
+                if rank == 0:
+                    self.rejects.write(self.rejects_path)
+                self.rejects.check(self.seen, self.rejects_path)
+            yield batch
+
+    def token_count(self, batch: ConversationBatch) -> int:
+        """Answer tokens, or answers (`loss_unit`)."""
+        return self.model.count_targets(batch)
+
+    def prepare_batch(self, batch: ConversationBatch, step_seed: int) -> ConversationBatch:
+        """The frozen encoders."""
+        return self.encoders.encode(batch)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """By task, on held-out conversations: CER % of texts, % of other answers that are not exactly right; and as `error`
+        their mean.
+        """
+        assert isinstance(model, XllmModel)
+        counts: dict[str, Counts] = {}
+        wrong: dict[str, list[bool]] = {}
+        for name, drawn in self.data.dev_batches(self.experiment.eval_items):
+            batch = self.encoders.encode(drawn.to(self.device))
+            answers = model.answer(batch, max_new_tokens=self.experiment.eval_tokens)
+            for conversation in batch.conversations:
+                reference, answer = normalise(reference_of(conversation)), normalise(answers.get(conversation.id, ""))
+                if conversation.task in TEXT_TASKS:
+                    row = align(cer_tokens(reference), cer_tokens(answer)).counts
+                    counts[name] = counts.get(name, Counts()) + row
+                else:
+                    wrong.setdefault(name, []).append(answer != reference)
+        rates = {f"{name}_cer": 100.0 * (c.S + c.D + c.I) / max(1, c.N) for name, c in counts.items()}
+        rates |= {f"{name}_wrong": 100.0 * sum(rows) / len(rows) for name, rows in wrong.items()}
+        return {"error": sum(rates.values()) / len(rates), **rates} if rates else {}
+
+    def save_model(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """Write a model directory that `XLLM.from_pretrained` loads: what trained, and hashes of the rest."""
+        save_xllm(folder, state, self.description)
+
+
+def adopt_interfaces(config: InterfacesConfig, parents: dict[str, Interfaces]) -> None:
+    """Take each interface's sizes from its parent."""
+    for kind, read in parents.items():
+        theirs = read.description.model.interfaces
+        match kind:
+            case "image":
+                config.image = theirs.image
+            case "video":
+                config.video = theirs.video
+                if "image" not in parents:
+                    config.image = theirs.image
+            case "speech":
+                config.speech = theirs.speech
+            case "audio":
+                config.audio = theirs.audio
+            case "terminal":
+                config.terminal = theirs.terminal
+
+
+def reference_of(conversation: Conversation) -> str:
+    """The answer that ends a conversation; "" where none does."""
+    last = conversation.messages[-1]
+    return "".join(item.text or "" for item in last.items) if last.role == "assistant" else ""
