@@ -1,32 +1,46 @@
-"""`xllm-speech score`: character error rate of a hypothesis file, with everything that makes the number checkable."""
+"""`xllm-speech score`: hypothesis files beside their reference, with everything that makes the numbers checkable."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xllm_speech.metrics.score_file import NormalForm
+
+KINDS = ("transcript", "caption", "answer", "translation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("--ref", type=Path, required=True, metavar="FILE",
                         help="reference: Kaldi `text` lines, JSON lines with id and text, or lhotse cuts; gzip is read too")
-    parser.add_argument("--hyp", type=Path, required=True, metavar="FILE", help="hypothesis, in the same forms")
+    parser.add_argument("--hyp", type=Path, metavar="FILE", help="hypothesis, in the same forms")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write score.json here")
     parser.add_argument("--compare", type=Path, metavar="OTHER_HYP",
                         help="paired bootstrap of the difference to another hypothesis file")
     parser.add_argument("--mer", action="store_true", help="show the mixed error rate too: a Latin word is one token")
     parser.add_argument("--numbers", action="store_true", help="read digits in Mandarin on both sides (123 = 一百二十三)")
     parser.add_argument("--by", action="append", metavar="FIELD",
-                        help="break down by this field of the reference's JSON lines (default: speaker and group)")
+                        help="break down by this field of the reference's JSON lines (default: speaker and group), or with "
+                             "NAME=FILE by another file: utt2spk or any two columns, or JSON lines or cuts with that field")
     parser.add_argument("--set-name", metavar="NAME", help="name of the test set, for the score file")
+    parser.add_argument("--metrics", choices=KINDS, default="transcript",
+                        help="what is scored: transcript (CER), caption (CIDEr, BLEU, ROUGE-L), answer (exact match, token F1) "
+                             "or translation (BLEU, chrF); references of the last three may be several, in a list")
+    parser.add_argument("--conditions", nargs="+", metavar="NAME=HYP",
+                        help="instead of --hyp: the same utterances under several conditions or wordings of the instruction, "
+                             "each compared with the first")
+    parser.add_argument("--captions", type=Path, metavar="FILE",
+                        help="with --conditions: the images' captions, by which wrong characters are split")
 
 
 def run(args: argparse.Namespace) -> int:
     """Score; exit status 0. A missing, doubled or unknown id raises `DataError` before anything is written."""
     import functools
 
-    from xllm_speech.metrics.score_file import GROUP_FIELDS, NormalForm, score_files, write_score
+    from xllm_speech.metrics.score_file import NormalForm
     from xllm_speech.text.normalise import NORMALISER, cer_tokens, mer_tokens, normalise
 
     form = NormalForm(
@@ -35,14 +49,117 @@ def run(args: argparse.Namespace) -> int:
         cer_tokens=cer_tokens,
         mer_tokens=mer_tokens,
     )
-    score = score_files(args.ref, args.hyp, form, args.compare, args.set_name, tuple(args.by or GROUP_FIELDS))
+    _check(args)
+    if args.conditions:
+        _conditions(args, form)
+    elif args.metrics == "transcript":
+        _transcripts(args, form)
+    else:
+        _texts(args, form)
     if args.out:
-        write_score(args.out, score)
-    _print(score, args.mer, args.out)
+        print(f"written: {args.out}")
     return 0
 
 
-def _print(score: dict[str, Any], with_mer: bool, out: Path | None) -> None:
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    from xllm_speech.base.config import require
+
+    require((args.hyp is None) == bool(args.conditions), "expected one of --hyp FILE and --conditions NAME=HYP ...")
+    require(args.captions is None or bool(args.conditions), "--captions goes with --conditions")
+    plain = args.metrics == "transcript"
+    require(plain or not args.conditions, f"--conditions compares transcripts, not --metrics {args.metrics}")
+    wanted = {"--compare": args.compare, "--by": args.by, "--mer": args.mer}
+    given = ", ".join(name for name, value in wanted.items() if value)
+    require(not given or (plain and not args.conditions), f"{given}: only for --hyp with transcripts")
+
+
+def _named_files(words: list[str], option: str) -> dict[str, Path]:
+    """NAME=FILE words as a dictionary; `ConfigError` for a word without a name, or a name that comes twice."""
+    from xllm_speech.base.config import require
+
+    found: dict[str, Path] = {}
+    for word in words:
+        name, sign, path = word.partition("=")
+        require(bool(name and sign and path), f"{option} {word}: expected NAME=FILE")
+        require(name not in found, f"{option} {word}: {name} is already {found.get(name)}")
+        found[name] = Path(path)
+    return found
+
+
+def _transcripts(args: argparse.Namespace, form: NormalForm) -> None:
+    from xllm_speech.metrics.score_file import GROUP_FIELDS, score_files, write_score
+
+    by = args.by or list(GROUP_FIELDS)
+    score = score_files(
+        args.ref, args.hyp, form, args.compare, args.set_name, tuple(word for word in by if "=" not in word),
+        group_files=_named_files([word for word in by if "=" in word], "--by"),
+    )
+    if args.out:
+        write_score(args.out, score)
+    _print(score, args.mer)
+
+
+def _conditions(args: argparse.Namespace, form: NormalForm) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from xllm_speech.base.files import write_json
+    from xllm_speech.metrics.grounding import compare_conditions
+
+    files = _named_files(args.conditions, "--conditions")
+    score = compare_conditions(args.ref, files, form, args.captions, args.set_name)
+    if args.out:
+        write_json(args.out, score)
+    title = f"{score['set'] or args.ref.name}: {score['utterances']} utterances, differences to {score['baseline']}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("", "CER %", "95 % interval", "difference", "95 % interval", "p"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    split = Table(title="characters that the captions ground, and others", title_justify="left")
+    for heading in ("", "grounded %", "points", "p", "other %", "points", "p", "copied"):
+        split.add_column(heading, justify="left" if not heading else "right")
+    for name, row in score["conditions"].items():
+        gap = row["difference"]
+        table.add_row(name, _number(row["cer"]), _span(row["interval"]), _points(gap),
+                      _span(gap and gap["interval"], "+.2f"), _number(gap and gap["p"], ".3f"))
+        if args.captions:
+            cells = []
+            for part in (row["grounded"], row["other"]):
+                gap = part["difference"]
+                cells += [_number(part["percent"]), _points(gap), _number(gap and gap["p"], ".3f")]
+            split.add_row(name, *cells, str(row["copied"]))
+    console = Console(highlight=False)
+    console.print(table)
+    if args.captions:
+        console.print(split)
+    spread = score["spread"]
+    if spread:
+        console.print(f"CER from {spread['lowest']:.2f} to {spread['highest']:.2f}, mean {spread['mean']:.2f}; all conditions "
+                      f"agree on {score['same_text']:.1f} % of the utterances", markup=False, soft_wrap=True)
+
+
+def _texts(args: argparse.Namespace, form: NormalForm) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from xllm_speech.base.files import write_json
+    from xllm_speech.metrics.captions import score_texts
+
+    score = score_texts(args.ref, args.hyp, args.metrics, form, args.set_name)
+    if args.out:
+        write_json(args.out, score)
+    title = f"{score['set'] or args.ref.name}: {score['items']} items, {score['references']} references"
+    table = Table(title=title, title_justify="left")
+    for heading in (args.metrics, "", "95 % interval"):
+        table.add_column(heading, justify="left" if heading == args.metrics else "right")
+    for name, value in score["scores"].items():
+        table.add_row(name, _number(value), _span(score["interval"].get(name)))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"counted: {score['tokens']}; normaliser {score['normaliser']}", markup=False, soft_wrap=True)
+
+
+def _print(score: dict[str, Any], with_mer: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -66,8 +183,6 @@ def _print(score: dict[str, Any], with_mer: bool, out: Path | None) -> None:
     console.print(table)
     for line in _remarks(score):
         console.print(line, markup=False)
-    if out:
-        console.print(f"written: {out}", markup=False)
 
 
 def _remarks(score: dict[str, Any]) -> list[str]:
@@ -94,6 +209,10 @@ def _number(value: float | None, form: str = ".2f") -> str:
 
 def _span(interval: list[float] | None, form: str = ".2f") -> str:
     return "-" if interval is None else f"{interval[0]:{form}} .. {interval[1]:{form}}"
+
+
+def _points(difference: dict[str, Any] | None) -> str:
+    return "-" if difference is None else f"{difference['points']:+.2f}"
 
 
 def _counts(counts: dict[str, int]) -> list[str]:

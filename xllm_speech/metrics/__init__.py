@@ -1,4 +1,7 @@
-"""Layer 3: alignment, error rates, score files. Normal forms come in as functions (`NormalForm`), joined in the verb."""
+"""Layer 3: alignment, error rates, score files; captions and answers; conditions compared; verdicts of a judge.
+
+Normal forms come in as functions (`NormalForm`), joined in the verb.
+"""
 
 from xllm_speech.metrics.alignment import Alignment, Counts, align
 from xllm_speech.metrics.rates import bootstrap_interval, paired_bootstrap

@@ -20,12 +20,13 @@ _LOOP = re.compile(rf"(.{{1,{LOOP_LONGEST}}}?)\1{{{LOOP_REPEATS - 1},}}", re.DOT
 
 
 def bootstrap_interval(
-    errors: Sequence[int], lengths: Sequence[int], resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+    errors: Sequence[float], lengths: Sequence[float], resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the error rate in percent, utterances drawn with replacement.
 
-    errors, lengths: errors and reference tokens per utterance. Equal input and seed give equal numbers. None where no
-    utterance has reference tokens. (Bisani and Ney 2004, Bootstrap estimates for confidence intervals in ASR.)
+    errors, lengths: errors and reference tokens per utterance (or any two quantities per item whose ratio of sums is asked
+    for, such as two systems' scores). Equal input and seed give equal numbers. None where no utterance has reference tokens.
+    (Bisani and Ney 2004, Bootstrap estimates for confidence intervals in ASR.)
     """
     if not sum(lengths):
         return None
@@ -67,9 +68,9 @@ def paired_bootstrap(
     return PairedDifference(100 * sum(gaps) / sum(lengths), _interval(drawn, level), p)
 
 
-def _resampled_percent(errors: Sequence[int], lengths: Sequence[int], resamples: int, seed: int) -> np.ndarray:
+def _resampled_percent(errors: Sequence[float], lengths: Sequence[float], resamples: int, seed: int) -> np.ndarray:
     """100 * errors / lengths of each draw of all utterances with replacement, draws without reference tokens left out."""
-    error_U, length_U = np.asarray(errors, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
+    error_U, length_U = np.asarray(errors, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
     size = len(error_U)
     generator = np.random.default_rng(seed)
     block = max(1, _BLOCK // size)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from xllm_speech.base.files import atomic_write, read_json
 from xllm_speech.base.header import run_header
 from xllm_speech.metrics.alignment import Alignment, Counts, align
 from xllm_speech.metrics.rates import bootstrap_interval, loops, paired_bootstrap
-from xllm_speech.metrics.transcripts import Transcript, pair_transcripts, read_transcripts
+from xllm_speech.metrics.transcripts import Transcript, pair_transcripts, read_field, read_transcripts
 
 GROUP_FIELDS = ("speaker", "group")
 
@@ -52,11 +52,13 @@ def score_files(
     set_name: str | None = None,
     groups: Sequence[str] = GROUP_FIELDS,
     seed: int = 0,
+    group_files: Mapping[str, str | Path] | None = None,
 ) -> dict[str, Any]:
     """Compare a hypothesis file with its reference; returns the content of `score.json`.
 
     compare: another hypothesis file for the same reference. groups: fields of the reference's JSON lines to break the
-    counts down by, where any line has them. seed: of the bootstrap.
+    counts down by, where any line has them. group_files: further fields, each from a file of its own (see `read_field`).
+    seed: of the bootstrap.
 
     Keys: set, utterances, counts {N, S, D, I}, cer, interval, ser, mer, mer_counts, mer_interval, loop_rate,
     hallucination_rate, hallucination, undecoded, normaliser, test_set_sha256, decoding, groups, compare, header,
@@ -70,6 +72,10 @@ def score_files(
     """
     references = read_transcripts(ref)
     utterances = _align_all(references, ref, hyp, form)
+    for name, path in (group_files or {}).items():
+        values = read_field(path, name, [utterance.id for utterance in utterances])
+        utterances = [replace(item, fields={**item.fields, name: values[item.id]}) for item in utterances]
+    groups = (*groups, *(group_files or ()))
     counts = _total(utterance.cer for utterance in utterances)
     mer_counts = _total(utterance.mer for utterance in utterances)
     silent = [utterance for utterance in utterances if utterance.cer.counts.N == 0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xllm_speech.base.errors import DataError
+from xllm_speech.base.errors import ConfigError, DataError
 from xllm_speech.bin import score
 
 
@@ -93,3 +93,59 @@ def test_real_text_with_known_damage(shared_data: Path, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "score.json").read_text(encoding="utf-8"))
     assert (result["counts"]["S"], result["counts"]["D"], result["counts"]["I"]) == (0, 0, 60)
     assert result["ser"] == pytest.approx(100 * 60 / len(lines))
+
+
+def test_groups_are_read_from_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ref, hyp = write(tmp_path / "ref", "a 今天\nb 天气\n"), write(tmp_path / "hyp", "a 今天\nb 天\n")
+    speakers = write(tmp_path / "utt2spk", "a 张\nb 李\n")
+    call("--ref", ref, "--hyp", hyp, "--by", f"speaker={speakers}", "--by", "group")
+    shown = capsys.readouterr().out
+    assert "speaker 张" in shown
+    assert "speaker 李" in shown
+
+
+def test_conditions_are_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ref = write(tmp_path / "ref", "a 左边是红色的方块\nb 今天\n")
+    speech, image = write(tmp_path / "s", "a 左边是洪色的方块\nb 今天\n"), write(tmp_path / "v", "a 左边是红色的方块\nb 今天\n")
+    captions = write(tmp_path / "captions", "a 红色方块\nb\n")
+    assert call("--ref", ref, "--conditions", f"S={speech}", f"S+V={image}", "--captions", captions,
+                "--out", tmp_path / "conditions.json", "--set-name", "试") == 0
+    shown = capsys.readouterr().out
+    for part in ("试: 2 utterances, differences to S", "S+V", "-10.00", "grounded", "-25.00", "CER from 0.00 to 10.00"):
+        assert part in shown
+    table = json.loads((tmp_path / "conditions.json").read_text(encoding="utf-8"))
+    assert table["conditions"]["S"]["grounded"]["percent"] == 25.0
+
+
+def test_captions_and_answers_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": "a", "text": ["红色方块", "方块"]}, {"id": "b", "text": "两只狗"}]
+    ref = write(tmp_path / "ref", "".join(json.dumps(row) + "\n" for row in rows))
+    hyp = write(tmp_path / "hyp", "a 方块。\nb 三只狗\n")
+    assert call("--ref", ref, "--hyp", hyp, "--metrics", "answer", "--out", tmp_path / "answers.json") == 0
+    assert json.loads((tmp_path / "answers.json").read_text(encoding="utf-8"))["scores"]["exact_match"] == 50
+    assert "exact_match" in capsys.readouterr().out
+    call("--ref", ref, "--hyp", hyp, "--metrics", "caption")
+    shown = capsys.readouterr().out
+    assert "cider" in shown
+    assert "2 items, 3 references" in shown
+    call("--ref", hyp, "--hyp", hyp, "--metrics", "translation")
+    assert "tok:zh" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected one of --hyp FILE and --conditions"),
+        (["--hyp", "h", "--conditions", "a=h", "b=h"], "expected one of --hyp FILE and --conditions"),
+        (["--hyp", "h", "--captions", "c"], "--captions goes with --conditions"),
+        (["--conditions", "a=h", "b=h", "--metrics", "answer"], "--conditions compares transcripts, not --metrics answer"),
+        (["--conditions", "a=h", "b=h", "--mer"], "--mer: only for --hyp with transcripts"),
+        (["--hyp", "h", "--metrics", "caption", "--compare", "o", "--by", "x"], "--compare, --by: only for --hyp"),
+        (["--conditions", "a=h", "h"], "--conditions h: expected NAME=FILE"),
+        (["--conditions", "a=h", "a=g"], "--conditions a=g: a is already h"),
+        (["--hyp", "h", "--by", "=f"], "--by =f: expected NAME=FILE"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call("--ref", "r", *words)

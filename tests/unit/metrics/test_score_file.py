@@ -105,3 +105,28 @@ def test_score_file_has_one_line_per_utterance(tmp_path: Path) -> None:
     text = (tmp_path / "score.json").read_text(encoding="utf-8")
     assert json.loads(text) == score
     assert sum('"operations": "CC"' in line for line in text.splitlines()) == 20
+
+
+def test_groups_come_from_files_of_their_own(tmp_path: Path) -> None:
+    ref, hyp = write(tmp_path / "ref", a="今天", b="天气", c="很好"), write(tmp_path / "hyp", a="今天", b="天", c="狠好")
+    speakers = write(tmp_path / "utt2spk", a="张", b="张", c="李", other="王")
+    domains = tmp_path / "cuts.jsonl"
+    domains.write_text("".join(json.dumps({
+        "id": id, "custom": {"domain": domain}, "supervisions": [{"start": 0, "speaker": "x"}],
+    }) + "\n" for id, domain in (("a", "家"), ("b", "街"), ("c", "家"))))
+    score = score_files(ref, hyp, FORM, group_files={"speaker": speakers, "domain": domains})
+    assert {name: table["counts"]["N"] for name, table in score["groups"]["speaker"].items()} == {"张": 4, "李": 2}
+    assert score["groups"]["domain"]["街"] == {"utterances": 1, "counts": {"N": 2, "S": 0, "D": 1, "I": 0}, "cer": 50.0}
+    assert sum(table["counts"]["N"] for table in score["groups"]["domain"].values()) == score["counts"]["N"]
+
+
+def test_a_group_file_must_tell_of_every_utterance(tmp_path: Path) -> None:
+    ref = write(tmp_path / "ref", a="今天", b="天气")
+    with pytest.raises(DataError, match=r"utt2spk: lacks 1 of 2 ids: b\nits lines must tell the speaker of each"):
+        score_files(ref, ref, FORM, group_files={"speaker": write(tmp_path / "utt2spk", a="张")})
+    (tmp_path / "utt2spk").write_text("a 张\na 李\nb 李\n")
+    with pytest.raises(DataError, match=r"utt2spk:2: id a is doubled"):
+        score_files(ref, ref, FORM, group_files={"speaker": tmp_path / "utt2spk"})
+    (tmp_path / "rows").write_text('{"id": "a", "domain": "x", "city": "y"}\n{"id": "b", "city": "y"}\n')
+    with pytest.raises(DataError, match=r"rows:2: id b has no field `domain`; it has city"):
+        score_files(ref, ref, FORM, group_files={"domain": tmp_path / "rows"})
