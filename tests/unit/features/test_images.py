@@ -9,7 +9,7 @@ from PIL import Image
 
 from xllm_speech.base.errors import DataError
 from xllm_speech.features import images
-from xllm_speech.features.images import CLIP_MEAN, CLIP_STD, load_pixels
+from xllm_speech.features.images import CLIP_MEAN, CLIP_STD, View, draw_view, load_pixels
 
 
 def colour(*rgb: int) -> torch.Tensor:
@@ -74,3 +74,40 @@ def test_bad_pictures_name_themselves(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(DataError, match="64 x 64"):
         load_pixels(good, 16)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (640, 480), (300, 900), (7, 1)])
+@pytest.mark.parametrize("least", [0.08, 0.5, 0.9, 1.0])
+def test_crops_lie_inside_and_keep_their_share(size: tuple[int, int], least: float) -> None:
+    width, height = size
+    for number in range(60):
+        view = draw_view(1, 2, str(number), least)
+        assert least <= view.share <= 1
+        left, top, right, bottom = view.box(width, height)
+        assert -1e-6 <= left < right <= width + 1e-6
+        assert -1e-6 <= top < bottom <= height + 1e-6
+        aspect, share = (right - left) / (bottom - top), (right - left) * (bottom - top) / (width * height)
+        assert 3 / 4 - 1e-6 <= aspect <= 4 / 3 + 1e-6
+        possible = min(1.0, 4 / 3 * height / width, 4 / 3 * width / height)  # of a picture too long for the whole of it
+        assert share == pytest.approx(min(view.share, possible), rel=1e-6)
+
+
+def test_views_differ_evenly_and_are_the_same_again() -> None:
+    views = [draw_view(0, 0, str(number), 0.5, 0.3) for number in range(1000)]
+    assert views == [draw_view(0, 0, str(number), 0.5, 0.3) for number in range(1000)]
+    assert 0.73 < sum(view.share for view in views) / 1000 < 0.77
+    assert 0.25 < sum(view.flip for view in views) / 1000 < 0.35
+    assert len({view.left for view in views} | {view.top for view in views}) == 2000
+    assert not any(draw_view(0, 0, str(number)).flip for number in range(100))
+
+
+def test_a_view_shows_its_part(tmp_path: Path) -> None:
+    quarters = np.zeros((40, 40, 3), np.uint8)
+    quarters[:20, :20, 0], quarters[:20, 20:, 1], quarters[20:, :20, 2] = 255, 255, 255
+    Image.fromarray(quarters).save(tmp_path / "quarters.png")
+    for (left, top), rgb in {(0.0, 0.0): (255, 0, 0), (1.0, 0.0): (0, 255, 0), (0.0, 1.0): (0, 0, 255)}.items():
+        seen = load_pixels(tmp_path / "quarters.png", 16, view=View(share=0.2, left=left, top=top))
+        torch.testing.assert_close(seen, colour(*rgb)[:, None, None].expand(3, 16, 16), atol=1e-3, rtol=0)
+    whole = load_pixels(tmp_path / "quarters.png", 40)
+    torch.testing.assert_close(load_pixels(tmp_path / "quarters.png", 40, view=View()), whole)
+    torch.testing.assert_close(load_pixels(tmp_path / "quarters.png", 40, view=View(flip=True)), whole.flip(-1))
