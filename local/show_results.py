@@ -2,8 +2,11 @@
 
     python3 show_results.py --minutes exp/minutes.tsv --out exp/report/metrics.json cif_asr/mixed/S=exp/score/.../score.json
 
-Every KEY=FILE puts the CER of a score file under its key (model, set and condition, separated by `/`). Keys that another
-stage wrote into metrics.json stay as they are. A score file that is not there yet is left out, and said so.
+Every KEY=FILE puts the CER of a score file under its key (model, set and condition, separated by `/`); `--answers FILE` merges
+what score_answers.py wrote. Keys that another stage wrote into metrics.json stay as they are. A file that is not there yet is
+left out, and said so. Where there are scores of one model only, the table shows them with their counts, else models and
+conditions stand side by side as in the paper's Table 4, with questions about pictures and clips below, each beside what is
+reached without the picture, the speech or the clip.
 """
 
 from __future__ import annotations
@@ -80,10 +83,58 @@ def print_table(scores: list[tuple[str, dict[str, Any]]], console: Console) -> N
     console.print(table)
 
 
+NAMES = {"cif_asr": "CIF model", "llm_asr": "X-LLM"}
+# Section of metrics.json, name of the row, key of the number, and of what is reached without a medium.
+QUESTIONS = (
+    ("image", "picture: caption, CER %", "caption_cer", {}),
+    ("image", "picture: typed question, right %", "question_accuracy", {"no image": "blind_accuracy"}),
+    ("spoken_question", "picture: spoken question, right %", "accuracy", {"no image": "no_image", "no speech": "no_speech"}),
+    ("video", "clip: caption, CER %", "caption_cer", {}),
+    ("video", "clip: typed question, right %", "direction_accuracy", {"no clip": "blind_accuracy", "chance": "chance"}),
+)
+
+
+def print_overview(metrics: dict[str, Any], console: Console) -> None:
+    """Recognition by model and condition, and below it questions with what is reached without each medium."""
+    models = [model for model in NAMES if model in metrics]
+    columns = [
+        (model, condition) for model in models
+        for condition in dict.fromkeys(name for row in metrics[model].values() for name in row)
+    ]
+    table = Table(title="Recognition: character error rate, %", title_justify="left")
+    table.add_column("test")
+    for model, condition in columns:
+        table.add_column(f"{NAMES[model]}\n{condition}", justify="right")
+
+    def show(value: Any) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    for name in dict.fromkeys(name for model in models for name in metrics[model]):
+        table.add_row(name, *(show(metrics[model].get(name, {}).get(condition)) for model, condition in columns))
+    if right := metrics.get("homophone_accuracy"):
+        table.add_section()
+        table.add_row("homophones, right %", *(show(right.get(model, {}).get(condition)) for model, condition in columns))
+    console.print(table)
+    rows = [row for row in QUESTIONS if row[2] in metrics.get(row[0], {})]
+    if not rows:
+        return
+    table = Table(title="Pictures and clips: answers of the X-LLM", title_justify="left")
+    table.add_column("test")
+    beside = list(dict.fromkeys(name for row in rows for name in row[3]))
+    for heading in ("X-LLM", *beside):
+        table.add_column(heading, justify="right")
+    for section, title, key, others in rows:
+        numbers = metrics[section]
+        found = [show(numbers.get(others[name])) if name in others else "" for name in beside]
+        table.add_row(title, show(numbers[key]), *found)
+    console.print(table)
+
+
 def main() -> int:
     """Entry; the exit status is 1 where a file is broken."""
     parser = argparse.ArgumentParser(description="Gather the scores of a recipe in a table and in metrics.json.")
     parser.add_argument("results", nargs="+", metavar="KEY=FILE", help="score file and its place in metrics.json")
+    parser.add_argument("--answers", type=Path, help="what score_answers.py wrote, to be merged")
     parser.add_argument("--minutes", type=Path, help="minutes.tsv of the stages")
     parser.add_argument("--out", type=Path, required=True, help="metrics.json to bring up to date")
     args = parser.parse_args()
@@ -94,13 +145,18 @@ def main() -> int:
         before = json.dumps(metrics, sort_keys=True)
         for key, document in scores:
             put(metrics, key, None if document["cer"] is None else round(document["cer"], 3))
+        if args.answers is not None and args.answers.exists():
+            metrics |= read_json(args.answers)
         if args.minutes is not None and args.minutes.exists():
             metrics["minutes"] = read_minutes(args.minutes)
     except UserError as error:
         print(f"show_results: {error}", file=sys.stderr)
         return error.exit_code
     if scores:
-        print_table(scores, console)
+        if len({key.split("/")[0] for key, _ in scores}) > 1:
+            print_overview(metrics, console)
+        else:
+            print_table(scores, console)
         if json.dumps(metrics, sort_keys=True) != before:
             write_json(args.out, metrics)
         console.print(f"also in {args.out}", soft_wrap=True)

@@ -104,7 +104,8 @@ def make_world(folder: Path, items: int = 12) -> World:
     for number in range(items):
         name, colour = list(COLOURS)[number % len(COLOURS)], list(COLOURS.values())[number % len(COLOURS)]
         question = QUESTIONS[number % len(QUESTIONS)]
-        picture, wave, clip = (folder / kind for kind in (f"images/{number}.png", f"speech/u{number}.wav", f"clips/{number}.mp4"))
+        picture, clip = folder / f"images/{number}.png", folder / f"clips/{number}.mp4"
+        wave = folder / f"speech/u{number}.wav"
         Image.new("RGB", (SIZE, SIZE), colour).save(picture)
         samples = rng.standard_normal(8000 + 1600 * (number % 4)).astype(np.float32) * 0.1
         soundfile.write(wave, samples, 16000)
@@ -112,9 +113,8 @@ def make_world(folder: Path, items: int = 12) -> World:
         recording = Recording.from_file(wave, recording_id=f"u{number}")
         cut = recording.to_cut()
         cut.id = f"u{number}"
-        cut.supervisions = [
-            SupervisionSegment(id=f"u{number}", recording_id=f"u{number}", start=0, duration=cut.duration, text=f"{name}色{question}")
-        ]
+        text = f"{name}色{question}"
+        cut.supervisions = [SupervisionSegment(cut.id, recording_id=recording.id, start=0, duration=cut.duration, text=text)]
         cut.custom = {"image": str(picture), "caption": f"{name}色的圆形"}
         cuts.append(cut)
 

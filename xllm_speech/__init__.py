@@ -11,8 +11,9 @@ from xllm_speech.version import __version__
 
 if TYPE_CHECKING:
     from xllm_speech.infer.asr import CifAsr
+    from xllm_speech.infer.xllm import XLLM
 
-__all__ = ["CifAsr", "__version__"]
+__all__ = ["XLLM", "CifAsr", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
             from xllm_speech.infer.asr import CifAsr
 
             return CifAsr
+        case "XLLM":
+            from xllm_speech.infer.xllm import XLLM
+
+            return XLLM
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

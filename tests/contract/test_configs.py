@@ -20,12 +20,15 @@ def test_configuration_loads_and_builds_its_model(path):
     from xllm_speech.base.config import load_config, read_key
     from xllm_speech.train.asr import AsrExperiment
     from xllm_speech.train.lm import LmExperiment
+    from xllm_speech.train.xllm import XllmExperiment
 
     match read_key(path, "task", default="asr"):
         case "asr":
             model = build_asr(load_config(path, AsrExperiment))
         case "lm":
             model = build_language_model(load_config(path, LmExperiment))
+        case "align" | "integrate":
+            model = build_interfaces(load_config(path, XllmExperiment))
         case task:
             pytest.fail(f"no training task is called {task}")
     assert sum(p.numel() for p in model.parameters()) > 1e5
@@ -47,6 +50,13 @@ def build_language_model(experiment):
     from xllm_speech.models.lm_config import build_lm, known_texts, load_vocabulary, make_vocabulary
 
     return build_lm(experiment.model, load_vocabulary(make_vocabulary(known_texts([]), experiment.model.words)))
+
+
+def build_interfaces(experiment):
+    from xllm_speech.interfaces import build
+
+    with torch.device("meta"):
+        return torch.nn.ModuleDict(build.build_interfaces(experiment.model.interfaces, 4096))
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path):

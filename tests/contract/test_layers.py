@@ -22,6 +22,7 @@ RANK = {
     "infer": 5,
     "serve": 6,
     "report": 6,
+    "neighbours": 6,
     "bin": 7,
 }
 MOST_LINES = 400

@@ -14,6 +14,9 @@ import pytest
 MINIATURE = [
     "--corpus-options=--train 40 --train-images 60 --dev 8 --test 10 --train-clips 4 --test-clips 4 --texts 20",
     "--vision-options=--steps 2",
+    "--lm-options=data.held_out=4 train.max_steps=4 train.save_every=4 train.eval_every=4 optim.warmup_steps=2 eval_items=2",
+    "--xllm-options=train.max_steps=2 train.save_every=2 train.eval_every=2 optim.warmup_steps=1 data.batch_size=4 "
+    "eval_items=2",
 ]
 SMALL = "train.max_steps=4 train.save_every=2 train.eval_every=4 train.num_threads=1 optim.warmup_steps=2"
 
@@ -34,7 +37,7 @@ def run(recipe: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run run.sh in the environment of the tests."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
-        [str(recipe / "run.sh"), "--stop-stage", "19", *MINIATURE, *words], capture_output=True, text=True, timeout=600,
+        [str(recipe / "run.sh"), *MINIATURE, *words], capture_output=True, text=True, timeout=600,
         env={**os.environ, "XLLM_ENV": "none", "PATH": path}, check=False,
     )
 
@@ -44,24 +47,32 @@ def test_recipe_runs_to_its_table_and_again_does_nothing(recipe: Path) -> None:
     first = run(recipe, f"--train-options={SMALL}")
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     metrics = json.loads((recipe / "exp/report/metrics.json").read_text())
-    assert set(metrics["cif_asr"]) == {"mixed", "clean", "homophone", "noisy", "unseen"}
-    for name, cer in metrics["cif_asr"].items():
-        assert set(cer) == {"S", "S+V"}, name
-    assert set(metrics["homophone_accuracy"]["cif_asr"]) == {"S", "S+V"}
-    assert {"0", "1", "2", "3", "10", "11", "12", "13", "14", "total"} <= set(metrics["minutes"])
-    for condition in ("S", "S+V"):
-        meta = json.loads((recipe / f"exp/decode/test_mixed/{condition}.jsonl.meta.json").read_text())
-        assert meta["images"] is (condition == "S+V")
-        assert meta["failed"] == 0
+    for model in ("cif_asr", "llm_asr"):
+        assert set(metrics[model]) == {"mixed", "clean", "homophone", "noisy", "unseen"}
+        for name, cer in metrics[model].items():
+            assert set(cer) == {"S", "S+V"}, (model, name)
+        assert set(metrics["homophone_accuracy"][model]) == {"S", "S+V"}
+    assert set(metrics["image"]) == {"caption_cer", "question_accuracy", "blind_accuracy"}
+    assert set(metrics["spoken_question"]) == {"accuracy", "no_image", "no_speech"}
+    assert {"direction_accuracy", "chance"} <= set(metrics["video"])
+    assert {"0", "4", "10", "14", "15", "20", "21", "22", "30", "40", "41", "50", "51", "total"} <= set(metrics["minutes"])
+    for prefix in ("", "llm_"):
+        for condition in ("S", "S+V"):
+            meta = json.loads((recipe / f"exp/decode/test_mixed/{prefix}{condition}.jsonl.meta.json").read_text())
+            assert meta["images"] is (condition == "S+V")
+            assert meta["failed"] == 0
+    assert "CIF model" in first.stdout
+    assert "spoken question" in first.stdout
 
     second = run(recipe, f"--train-options={SMALL}")
     assert second.returncode == 0
-    assert second.stdout.count("up to date") >= 9
+    assert second.stdout.count("up to date") >= 18
     assert "(not done yet)" not in second.stdout
 
     plan = run(recipe, "--train-options", SMALL.replace("max_steps=4", "max_steps=5"), "--dry-run")
     assert plan.returncode == 0
     states = {line.split()[1]: line for line in plan.stdout.splitlines() if line.startswith("stage")}
     assert "up to date" in states["10"]
-    for number in ("11", "12", "13", "14"):
+    assert "up to date" in states["20"]
+    for number in ("11", "12", "13", "14", "15", "21", "22", "30", "40", "41", "50"):
         assert "would run" in states[number], states[number]

@@ -37,9 +37,15 @@ VERBS: dict[str, str] = {
     "average": "average the last or the best checkpoints of a training",
     "units": "store CIF units of a manifest once, for phase 2 of the speech interface",
     "transcribe": "turn speech into text",
+    "answer": "answer the conversations of a manifest with an X-LLM",
+    "chat": "talk with an X-LLM about images, clips and speech",
+    "serve": "answer over HTTP: an OpenAI-compatible API, and a web demo",
     "score": "compare recognised text with its reference: CER and more",
+    "judge": "ask a judge which of two systems answers better, and sum up its verdicts",
     "bench": "measure speed and memory beside reference implementations",
+    "phases": "show the models of an experiment folder by phase, their cost and what stands on what",
     "check": "check a model: padding and batching must not change a result",
+    "convert": "bring checkpoints of others to our names, with an account of every tensor",
     "doctor": "show what is installed, what is missing for what, and how to mend it",
 }
 
@@ -75,18 +81,42 @@ def load_verb(name: str) -> Verb:
             from xllm_speech.bin import transcribe
 
             return transcribe
+        case "answer":
+            from xllm_speech.bin import answer
+
+            return answer
+        case "chat":
+            from xllm_speech.bin import chat
+
+            return chat
+        case "serve":
+            from xllm_speech.bin import serve
+
+            return serve
         case "score":
             from xllm_speech.bin import score
 
             return score
+        case "judge":
+            from xllm_speech.bin import judge
+
+            return judge
         case "bench":
             from xllm_speech.bin import bench
 
             return bench
+        case "phases":
+            from xllm_speech.bin import phases
+
+            return phases
         case "check":
             from xllm_speech.bin import check
 
             return check
+        case "convert":
+            from xllm_speech.bin import convert
+
+            return convert
         case "doctor":
             from xllm_speech.bin import doctor
 

@@ -111,7 +111,7 @@ class CifAsr:
         dataset = AsrDataset(
             None, channel=channel or features.channel, image_size=image_size, caption_share=1.0 if use_captions else 0.0
         )
-        items = _items(speech, None if image is None else str(image))
+        items = speech_items(speech, None if image is None else str(image))
         while window := list(itertools.islice(items, WINDOW)):
             done: dict[int, Hypothesis] = {}
             loadable: list[tuple[int, Cut]] = []
@@ -147,7 +147,7 @@ class CifAsr:
             if key in batch.ids:  # decoded all the same, without its picture
                 report.notes.append((cut.id, reason))
             else:
-                out[int(key)] = _hypothesis(cut, "", error=reason)
+                out[int(key)] = describe_cut(cut, "", error=reason)
         if batch.ids:
             results, cif = self.model.recognise(_with_device(batch, self.device), search)
             report.audio_sec += batch.seconds
@@ -165,14 +165,14 @@ class CifAsr:
         for unit, (token, log_prob) in enumerate(zip(tokens, log_probs, strict=True)):
             begin, end = (cut.start + min(sec_from_steps(value), cut.duration) for value in (starts[unit], fires[unit]))
             timed.append(TimedToken(self.table.piece(token), round(begin, 3), round(end, 3), round(math.exp(log_prob), 4)))
-        return _hypothesis(cut, self.table.decode(tokens), tokens=timed, score=round(score, 4))
+        return describe_cut(cut, self.table.decode(tokens), tokens=timed, score=round(score, 4))
 
 
 def _with_device(batch: AsrBatch, device: torch.device) -> AsrBatch:
     return batch if device.type == "cpu" else batch.to(device)
 
 
-def _items(speech: Any, image: str | None) -> Iterator[tuple[Cut | None, Hypothesis | None]]:
+def speech_items(speech: Any, image: str | None) -> Iterator[tuple[Cut | None, Hypothesis | None]]:
     """(cut, None) of everything readable in `speech`, (None, hypothesis with an error) of what is not."""
     if isinstance(speech, str | Path) or (not isinstance(speech, CutSet) and hasattr(speech, "duration")):
         speech = [speech]
@@ -205,7 +205,8 @@ def batches_by_length(cuts: list[tuple[int, Cut]], batch_sec: float) -> Iterator
         yield group
 
 
-def _hypothesis(cut: Cut, text: str, **more: Any) -> Hypothesis:
+def describe_cut(cut: Cut, text: str, **more: Any) -> Hypothesis:
+    """A hypothesis about a cut: where it lies, and `more` of its fields."""
     source = audio_path(cut)
     recording = getattr(getattr(cut, "recording", None), "id", None) or source
     channel = cut.channel if isinstance(getattr(cut, "channel", 0), int) else 0

@@ -250,7 +250,8 @@ def build_asr_model(
             bins=encoder.bins, channels=encoder.channels, width=encoder.width, heads=encoder.heads,
             feedforward=encoder.feedforward, kernel=encoder.kernel, blocks=encoder.blocks, pool_after=encoder.pool_after,
             dropout=encoder.dropout, attention_dropout=encoder.attention_dropout, position=encoder.position,
- conv_norm=encoder.conv_norm, final_norm=encoder.final_norm,
+            conv_norm=encoder.conv_norm, final_norm=encoder.final_norm, chunk_steps=encoder.chunk_steps,
+            left_chunks=encoder.left_chunks,
         ),
         alpha=AlphaPredictor(encoder.width, config.cif.channels, config.cif.kernel, config.cif.dropout),
         decoder=CifDecoder(

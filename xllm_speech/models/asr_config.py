@@ -24,12 +24,20 @@ class EncoderConfig:
     position: str = "rope"  # rope | relative
     conv_norm: str = "layer"  # layer | batch
     final_norm: bool = True
+    chunk_steps: int = 0  # for streaming: steps of 80 ms that are encoded together, 8 say; 0: the whole utterance
+    left_chunks: int = 0  # earlier chunks that attention sees; 0: all, so that memory grows with the utterance
 
     def __post_init__(self) -> None:
         require_choice("encoder.position", self.position, ("rope", "relative"))
         require_choice("encoder.conv_norm", self.conv_norm, ("layer", "batch"))
         require(self.width % (2 * self.heads) == 0, f"encoder.width {self.width} must be a multiple of 2 x heads {self.heads}")
         require(self.kernel % 2 == 1, f"encoder.kernel {self.kernel} must be odd")
+        for name, value in (("chunk_steps", self.chunk_steps), ("left_chunks", self.left_chunks)):
+            require(value >= 0, f"encoder.{name} {value} must not be negative")
+        require(
+            self.chunk_steps == 0 or self.position == "rope",
+            f"encoder.chunk_steps {self.chunk_steps} goes with encoder.position rope, found {self.position}",
+        )
         require(
             len(set(self.pool_after)) == 2 and all(1 <= b <= self.blocks for b in self.pool_after),
             f"encoder.pool_after {self.pool_after}: two different blocks of 1..{self.blocks}; steps are 80 ms (1/8 rate)",

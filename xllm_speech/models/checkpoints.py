@@ -142,8 +142,9 @@ def load_asr(path: str | Path, device: torch.device | str = "cpu") -> AsrCheckpo
     folder = find_model(path)
     description = read_asr_description(folder)
     config = description.model
-    if config.visual.kind == "vit":
-        config.visual.path = str(folder / str(config.visual.path))
+    for part in (config.visual, config.linguistic):
+        if part.kind != "none" and (folder / str(part.path)).exists():  # carried along; else named by where it is
+            part.path = str(folder / str(part.path))
     for name, part in (("visual", config.visual), ("linguistic", config.linguistic)):
         if part.kind != "none" and Path(str(part.path)).is_dir():
             _check_frozen(folder, name, Path(str(part.path)), description.frozen_sha256.get(name))

@@ -87,6 +87,7 @@ class XllmModel(nn.Module):
         return splice_batch(
             batch.conversations, self.make_slots(batch), self.llm, self.llm.embed, self.style, train=train,
             pad_side="right" if train else "left", max_tokens=self.max_tokens, answer_room=answer_room,
+            device=next(self.llm.parameters()).device,
         )
 
     def count_targets(self, batch: ConversationBatch) -> int:

@@ -123,7 +123,8 @@ def find_xllm(path: str | Path) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such model directory")
     raise CheckpointError(
-        f"{path}: holds no {DESCRIPTION}, nor does {' or '.join(EXPERIMENT_FOLDERS)} in it; give the output of `xllm-speech train`"
+        f"{path}: holds no {DESCRIPTION}, nor does {' or '.join(EXPERIMENT_FOLDERS)} in it; "
+        "give the output of `xllm-speech train`"
     )
 
 
@@ -146,14 +147,18 @@ def read_description(folder: Path) -> XllmDescription:
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     finder = PathFinder(folder)
+
+    def locate(path: str) -> str:
+        # What an export carries inside itself comes before anything of that name in the working directory.
+        return str(folder / path) if path and (folder / path).exists() else finder.find(path, probe=True)
+
     config = description.model
-    config.llm.path = finder.find(config.llm.path, probe=True)
-    config.encoders.vision.path = finder.find(config.encoders.vision.path, probe=True)
-    config.encoders.asr = finder.find(config.encoders.asr, probe=True)
-    config.encoders.audio = finder.find(config.encoders.audio, probe=True)
-    config.encoders.text = finder.find(config.encoders.text, probe=True)
+    config.llm.path = locate(config.llm.path)
+    encoders = config.encoders
+    encoders.vision.path = locate(encoders.vision.path)
+    encoders.asr, encoders.audio, encoders.text = map(locate, (encoders.asr, encoders.audio, encoders.text))
     for parent in description.parents.values():
-        parent.path = finder.find(parent.path, probe=True)
+        parent.path = locate(parent.path)
     return description
 
 

@@ -14,5 +14,6 @@ from xllm_speech.records.speech import AsrLosses, CifOut, EncoderOut
 
 __all__ = [
     "AnswerLosses", "AsrBatch", "AsrLosses", "CifOut", "ClipBatch", "Conversation", "ConversationBatch", "ConversationItem",
-    "EncoderOut", "FbankBatch", "Hypothesis", "LlmInput", "Memory", "Message", "PixelBatch", "SlotEmbeds", "TextBatch", "TimedToken", "Utterance", "WaveBatch",
+    "EncoderOut", "FbankBatch", "Hypothesis", "LlmInput", "Memory", "Message", "PixelBatch", "SlotEmbeds", "TextBatch",
+    "TimedToken", "Utterance", "WaveBatch",
 ]

@@ -38,7 +38,9 @@ EVALUATION_SEED = 5  # the questions of an evaluation are the same in every run
 class LmExperiment:
     """A configuration file of `xllm-speech train` for a small language model.
 
-    eval_items: held-out prompts of each kind that are answered (greedily) at each evaluation.
+    eval_items: held-out prompts of each kind that are answered (greedily) at each evaluation. hint_weight: of a second loss,
+    by which the last token of a question, in the prompt, is to know how the answer begins; 0: none. hint_layer: after how
+    many layers; fewer than all leave the rest to take it into the answer.
     """
 
     task: str = "lm"
@@ -47,8 +49,15 @@ class LmExperiment:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval_items: int = 60
+    hint_weight: float = 0.0
+    hint_layer: int = 1
 
     def __post_init__(self) -> None:
+        require(self.hint_weight >= 0, f"hint_weight {self.hint_weight} must not be negative")
+        require(
+            1 <= self.hint_layer <= self.model.num_layers,
+            f"hint_layer {self.hint_layer} must lie in 1..{self.model.num_layers} (model.num_layers)",
+        )
         require_choice("task", self.task, ("lm",))
         require(self.eval_items >= 1, f"eval_items {self.eval_items} must be at least 1")
 
@@ -56,13 +65,17 @@ class LmExperiment:
 class AnswerModel(nn.Module):
     """A ChatGLM whose forward is its loss over answers; parameters have the official names, the tied head has none.
 
+    Args:
+        hint_weight, hint_layer: as in `LmExperiment`.
+
     Attributes:
         glm: the whole model, for generation.
     """
 
-    def __init__(self, glm: ChatGLMForConditionalGeneration) -> None:
+    def __init__(self, glm: ChatGLMForConditionalGeneration, hint_weight: float = 0.0, hint_layer: int = 1) -> None:
         super().__init__()
         self.transformer = glm.transformer
+        self.hint_weight, self.hint_layer = hint_weight, hint_layer
         self._glm = (glm,)  # in a tuple, lest its parameters get a second name
 
     @property
@@ -76,16 +89,31 @@ class AnswerModel(nn.Module):
         `tokens` and `correct` count prompts. The head is applied where an answer is wanted only.
         """
         prefix = self.glm.find_prefix(batch.ids_BL, batch.mask_BL)
-        embeddings = self.transformer.word_embeddings
-        x_BLH = self.transformer(embeddings(batch.ids_BL), batch.mask_BL, prefix).last_hidden_state
-        labels_BL = batch.labels_BL[:, 1:]
+        hinted = self.training and self.hint_weight > 0
+        out = self.transformer(
+            self.transformer.word_embeddings(batch.ids_BL), batch.mask_BL, prefix, output_hidden_states=hinted
+        )
+        nll_B, wrong_B = self._mean_nll(out.last_hidden_state[:, :-1], batch.labels_BL[:, 1:])
+        total = nll_B.sum()
+        parts = {"answer": total.detach()}
+        if hinted:
+            x_BLH = out.hidden_states[self.hint_layer]
+            if self.hint_layer < len(self.transformer.layers):  # the last of them is normed already
+                x_BLH = self.transformer.final_layernorm(x_BLH)
+            hint = self._mean_nll(x_BLH, batch.hints_BL)[0].sum()
+            total = total + self.hint_weight * hint
+            parts["hint"] = hint.detach()
+        return AnswerLosses(total, parts, len(batch.ids), int((wrong_B == 0).sum()))
+
+    def _mean_nll(self, x_BLH: torch.Tensor, labels_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Per row the mean loss over its labels (0 without any), and how many of them are missed. [B], [B] int64."""
         wanted_BL = labels_BL != IGNORED_LABEL
-        logits_NV, labels_N = F.linear(x_BLH[:, :-1][wanted_BL], embeddings.weight), labels_BL[wanted_BL]
+        logits_NV, labels_N = F.linear(x_BLH[wanted_BL], self.transformer.word_embeddings.weight), labels_BL[wanted_BL]
         nll_N = F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
-        prompts, rows_N = len(labels_BL), wanted_BL.nonzero()[:, 0]
-        total = (nll_N.new_zeros(prompts).index_add(0, rows_N, nll_N) / wanted_BL.sum(1).clamp(min=1)).sum()
-        wrong_B = wanted_BL.new_zeros(prompts, dtype=torch.long).index_add(0, rows_N, (logits_NV.argmax(1) != labels_N).long())
-        return AnswerLosses(total, {"answer": total.detach()}, prompts, int((wrong_B == 0).sum()))
+        rows_N, rows = wanted_BL.nonzero()[:, 0], len(labels_BL)
+        nll_B = nll_N.new_zeros(rows).index_add(0, rows_N, nll_N) / wanted_BL.sum(1).clamp(min=1)
+        wrong_N = (logits_NV.argmax(1) != labels_N).long()
+        return nll_B, wrong_N.new_zeros(rows).index_add(0, rows_N, wrong_N)
 
 
 class LmTask:
@@ -112,7 +140,7 @@ class LmTask:
         self.tokenizer = load_vocabulary(make_vocabulary(known_texts([text for row in rows for text in row.texts()]),
                                                          experiment.model.words))
         glm = build_lm(experiment.model, self.tokenizer)
-        self.model = AnswerModel(glm)
+        self.model = AnswerModel(glm, experiment.hint_weight, experiment.hint_layer)
         ids = glm.config.special_ids
         self.frame = LmFrame(self.tokenizer.encode_plain, ids.gmask, ids.sop, ids.eop, ids.pad)
         self.device = fabric.device

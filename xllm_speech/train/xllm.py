@@ -13,7 +13,9 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from xllm_speech.base.config import require, require_choice
+from xllm_speech.base.errors import CheckpointError
 from xllm_speech.base.rejects import Rejects
+from xllm_speech.base.safe_load import read_tensors
 from xllm_speech.datasets.conversation_config import ConversationDataConfig
 from xllm_speech.datasets.conversations import ConversationData
 from xllm_speech.datasets.media import build_readers
@@ -24,7 +26,7 @@ from xllm_speech.interfaces.speech import SpeechInterface
 from xllm_speech.interfaces.vision import ImageInterface, VideoInterface
 from xllm_speech.llm.loading import load_llm
 from xllm_speech.metrics.alignment import Counts, align
-from xllm_speech.models.checkpoints import WEIGHTS, find_model, read_asr_description
+from xllm_speech.models.checkpoints import WEIGHTS, find_model, load_foreign, read_asr_description
 from xllm_speech.models.media import ENCODER_OF, build_encoders
 from xllm_speech.models.xllm import XllmModel
 from xllm_speech.models.xllm_checkpoints import (
@@ -50,18 +52,36 @@ TEXT_TASKS = ("asr", "masr", "caption", "video")
 
 
 @dataclass
+class StartConfig:
+    """Starting weights of phase 2; chance values where nothing is named.
+
+    bert: folder whose transformer the Q-Former or the C-Former takes over. weights: checkpoint of others in `layout`
+    (`models.foreign.LAYOUTS`), or, without a layout, the output of `xllm-speech convert`. An adapter that it lacks, or that
+    it has for an LLM of another width, keeps its chance values.
+    """
+
+    bert: str = ""
+    weights: str = ""
+    layout: str = ""
+
+    def __post_init__(self) -> None:
+        require(not (self.bert and self.weights), "start: either bert or weights, not both")
+        require(bool(self.weights) or not self.layout, "start.layout says how start.weights are laid out; name those too")
+
+
+@dataclass
 class XllmExperiment:
     """A configuration file of `xllm-speech train` for phases 2 (`task: align`) and 3 (`task: integrate`).
 
     kind: the interface that phase 2 trains. parents: kind -> trained interface: in phase 3 one for every kind; in phase 2 the
-    image interface that a video interface starts from. bert: folder that the Q-Former's or the C-Former's transformer starts
-    from. eval_items: held-out conversations of each task that are answered at an evaluation, of at most `eval_tokens` tokens.
+    image interface that a video interface starts from. start: weights that an interface of phase 2 starts from.
+    eval_items: held-out conversations of each task that are answered at an evaluation, of at most `eval_tokens` tokens.
     """
 
     task: str = "align"
     kind: str = ""
     parents: dict[str, str] = field(default_factory=dict)
-    bert: str = ""
+    start: StartConfig = field(default_factory=StartConfig)
     model: XllmConfig = field(default_factory=XllmConfig)
     data: ConversationDataConfig = field(default_factory=ConversationDataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -81,7 +101,7 @@ class XllmExperiment:
             require(bool(self.parents), "parents: phase 3 needs the trained interface of every kind, as `parents.image: DIR`")
             for kind in self.parents:
                 require_choice("parents", kind, tuple(ENCODER_OF))
-            require(not self.bert, "bert: phase 3 starts from its parents; leave `bert` away")
+            require(self.start == StartConfig(), "start: phase 3 starts from its parents; leave `start` away")
 
     @property
     def phase(self) -> int:
@@ -143,17 +163,19 @@ class XllmTask:
                 tensors = {name: tensor for name, tensor in read.tensors.items() if name.startswith(f"{PREFIX}{kind}.")}
                 fill_interfaces(self.model, tensors, read.folder, [kind])
             return
-        interface = self.model.interfaces[experiment.kind]
+        interface, start = self.model.interfaces[experiment.kind], experiment.start
+        if start.weights:
+            start_from_weights(self.model, experiment.kind, start)
+            return
         match interface:
             case VideoInterface() if "image" in self.parents:
-                image = self._image_parent(shares)
-                interface.start_from_image(image)
-            case SpeechInterface() if experiment.bert:
-                start_speech_from_bert(interface, experiment.bert)
-            case ImageInterface() if experiment.bert:
-                start_qformer_from_bert(interface.querying, experiment.bert)
+                interface.start_from_image(self._image_parent(shares))
+            case SpeechInterface() if start.bert:
+                start_speech_from_bert(interface, start.bert)
+            case ImageInterface() if start.bert:
+                start_qformer_from_bert(interface.querying, start.bert)
             case _:
-                require(not experiment.bert, f"bert: not for the {experiment.kind} interface")
+                require(not start.bert, f"start.bert: not for the {experiment.kind} interface")
                 require(not shares, "model.interfaces.video.share: parents.image is needed, whose Q-Former is shared")
 
     def _image_parent(self, shares: bool) -> ImageInterface:
@@ -175,14 +197,16 @@ class XllmTask:
             return None
         model = find_model(self.experiment.model.encoders.asr)
         described = read_asr_description(model)
-        key = UnitKey.of(model / WEIGHTS, described.model.encoder, described.model.cif.tail_threshold, described.features.channel)
+        config, channel = described.model, described.features.channel
+        key = UnitKey.of(model / WEIGHTS, config.encoder, config.cif.tail_threshold, channel)
         return UnitCache.open(folder, key)
 
     def settings(self) -> dict[str, Any]:
         """All that shapes the run beside `optim` and `train`; the hashes of what it stands on belong to it."""
         experiment = asdict(self.experiment)
         kept = {key: value for key, value in experiment.items() if key not in ("optim", "train")}
-        return kept | {"frozen_sha256": self.frozen, "parents_sha256": {kind: read.sha256 for kind, read in self.parents.items()}}
+        parents = {kind: read.sha256 for kind, read in self.parents.items()}
+        return kept | {"frozen_sha256": self.frozen, "parents_sha256": parents}
 
     def train_batches(self, epoch: int, skip: int, rank: int, world_size: int) -> Iterator[ConversationBatch]:
         """Batches of one process; what cannot be loaded is counted, written down, and ends the run when it is too much."""
@@ -229,6 +253,29 @@ class XllmTask:
     def save_model(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         """Write a model directory that `XLLM.from_pretrained` loads: what trained, and hashes of the rest."""
         save_xllm(folder, state, self.description)
+
+
+def start_from_weights(model: XllmModel, kind: str, start: StartConfig) -> None:
+    """Fill the interface of `kind` from a checkpoint of others, or from what `xllm-speech convert` made of one.
+
+    Raises:
+        CheckpointError: it holds nothing for this interface, lacks a tensor, or one has another shape.
+    """
+    if start.layout:
+        state, _ = load_foreign(start.weights, start.layout)
+    else:
+        path = Path(start.weights)
+        state = read_tensors(path / WEIGHTS if path.is_dir() else path)
+    prefix = f"{PREFIX}{kind}."
+    tensors = {PREFIX + name: tensor.float() for name, tensor in state.items() if name.startswith(f"{kind}.")}
+    if not tensors:
+        raise CheckpointError(f"start.weights {start.weights}: holds no weights of the {kind} interface")
+    for name, tensor in model.state_dict().items():
+        stored = tensors.get(name)
+        if name.startswith(f"{prefix}adapter.") and (stored is None or stored.shape != tensor.shape):
+            logger.warning("%s: not in %s for an LLM of this width; it starts from chance values", name, start.weights)
+            tensors[name] = tensor.clone()
+    fill_interfaces(model, tensors, f"start.weights {start.weights}", [kind])
 
 
 def adopt_interfaces(config: InterfacesConfig, parents: dict[str, Interfaces]) -> None:

@@ -2,7 +2,7 @@
 
     python3 score_homophones.py --out exp/report/metrics.json cif_asr/S=exp/score/test_homophone/S.json ...
 
-Reads score files of `xllm-speech score`; writes `homophone_accuracy` (a share, 0..1) into metrics.json and prints it.
+Reads score files of `xllm-speech score`; writes `homophone_accuracy` (%) into metrics.json and prints it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> int:
             key, _, name = pair.partition("=")
             model, _, condition = key.partition("/")
             right, total = measure_accuracy(Path(name))
-            metrics.setdefault("homophone_accuracy", {}).setdefault(model, {})[condition] = round(right / total, 4)
+            metrics.setdefault("homophone_accuracy", {}).setdefault(model, {})[condition] = round(100 * right / total, 2)
             print(f"homophones, {model} with {condition}: {right} of {total} right ({100 * right / total:.1f} %)")
         write_json(args.out, metrics)
     except UserError as error:

@@ -110,7 +110,7 @@ def test_broken_files_name_themselves_in_one_line(tmp_path: Path) -> None:
             load_file(tmp_path / name)
         assert "\n" not in str(caught.value)
     cut = load_file(truncated)  # its header still promises everything
-    with pytest.raises(DataError, match=r"truncated: .*truncated\.flac.*samples declared") as caught:
+    with pytest.raises(DataError, match=r"truncated: .*truncated\.flac.*(samples declared|unreadable audio)") as caught:
         load_samples(cut)
     assert "\n" not in str(caught.value)
     cut = load_file(good)

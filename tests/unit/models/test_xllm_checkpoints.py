@@ -123,7 +123,8 @@ def test_a_parent_that_changed_or_went_is_refused(tree: Path) -> None:
     weights = tree / "image/model.safetensors"
     state = load_file(weights)
     save_file({name: tensor + 1 for name, tensor in state.items()}, weights)
-    with pytest.raises(CheckpointError, match=r"image interface with sha256 \w{12}, \S*image now is \w{12}.*train phase 3 again"):
+    said = r"image interface with sha256 \w{12}, \S*image now is \w{12}.*train phase 3 again"
+    with pytest.raises(CheckpointError, match=said):
         load_xllm(tree / "both")
     shutil.rmtree(tree / "image")
     with pytest.raises(CheckpointError, match="which is not there"):
@@ -144,7 +145,7 @@ def test_foreign_and_broken_directories_are_named(world: World, tree: Path, tmp_
         read_interfaces(world.asr)
     with pytest.raises(CheckpointError, match="no such model directory"):
         read_interfaces(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="holds no model.yaml, nor does final or best"):
+    with pytest.raises(CheckpointError, match=r"holds no model\.yaml, nor does final or best"):
         read_interfaces(tmp_path)
     weights = tree / "speech/model.safetensors"
     state = load_file(weights)

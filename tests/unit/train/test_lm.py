@@ -124,6 +124,24 @@ def test_several_questions_are_answered_in_their_order(texts: Path) -> None:
         assert sample.answer == "，".join(dialog[question] for question in questions)
 
 
+def test_every_question_hints_at_its_answer_where_it_ends(texts: Path) -> None:
+    samples, rng = LmSamples(read_texts(texts), TWINS, twin_share=1.0), random.Random(4)
+    row = next(row for row in samples.rows if "旗子" in row.caption)
+    (first, second), colour = row.dialog, row.dialog[0][1]
+    several = samples.questions(row, [second, first])
+    typed, spoken = samples.question(row, first), samples.spoken(row, first, rng)
+    assert [(several.prompt[:end][-2:], answer) for end, answer in several.hints] == [("东西", "一个"), ("颜色", colour)]
+    assert [sample.prompt[:end][-8:] for sample in (typed, spoken) for end, _ in sample.hints] == [
+        "：旗子是什么颜色", ">棋子是什么颜色"]
+    assert (typed.task, several.task) == ("question", "questions")
+    copied = [samples.draw(task, rng) for task in ("copy", "scramble", "caption", "multimodal")]
+    assert not any(sample.hints for sample in copied)
+    hints_BL = FRAME.batch([several, typed, spoken, *copied]).hints_BL
+    for row_L, sample in zip(hints_BL, [several, typed, spoken, *copied], strict=True):
+        found = {int(place) + 1: chr(int(row_L[place])) for place in (row_L != IGNORED_LABEL).nonzero()[:, 0]}
+        assert found == {end: answer[0] for end, answer in sample.hints}
+
+
 def test_a_twin_is_misheard_at_its_share_and_always_spelt_right_in_the_answer(texts: Path) -> None:
     rows = read_texts(texts)
     row = next(row for row in rows if "旗子" in row.caption)
@@ -280,6 +298,35 @@ def test_the_loss_is_the_mean_over_each_answer_summed_over_prompts(config: Path)
     assert all(parameter.grad is not None for parameter in task.model.parameters())
 
 
+@pytest.mark.parametrize("layer", [1, 2])
+def test_hints_add_their_own_loss_in_training_only(config: Path, layer: int) -> None:
+    """Against logits that the model itself gives, one prompt at a time without padding."""
+    task = make_task(config, "hint_weight=0.5", f"hint_layer={layer}", "data.mix.questions=9")
+    batch = next(iter(task.train_batches(0, 0, 0, 1)))
+    hint = 0.0
+    for row in range(len(batch.ids)):
+        length = int(batch.mask_BL[row].sum())
+        ids, hints = batch.ids_BL[row : row + 1, :length], batch.hints_BL[row, :length]
+        x_LH = task.model.glm(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[layer][0]
+        if layer == 1:
+            x_LH = task.model.transformer.final_layernorm(x_LH)
+        if (hints != IGNORED_LABEL).any():
+            hint += float(F.cross_entropy(task.model.glm.lm_head(x_LH), hints, ignore_index=IGNORED_LABEL).detach())
+    losses = task.model.train()(batch)
+    plain = task.model.eval()(batch)
+    assert hint > 0
+    assert float(losses.parts["hint"]) == pytest.approx(hint, rel=1e-4)
+    assert float(losses.total.detach()) == pytest.approx(float(plain.total.detach()) + 0.5 * hint, rel=1e-4)
+    assert set(plain.parts) == {"answer"}
+
+
+def test_hints_beyond_the_model_are_refused(config: Path) -> None:
+    with pytest.raises(ConfigError, match=r"hint_layer 3 must lie in 1\.\.2 \(model\.num_layers\)"):
+        make_task(config, "hint_layer=3")
+    with pytest.raises(ConfigError, match=r"hint_weight -1\.0 must not be negative"):
+        make_task(config, "hint_weight=-1")
+
+
 def test_the_final_folder_is_a_chatglm_that_answers_as_the_task_does(config: Path, tmp_path: Path) -> None:
     train(config, tmp_path / "out")
     folder = tmp_path / "out" / "final"
@@ -340,7 +387,7 @@ def test_a_tiny_model_learns_to_answer(config: Path) -> None:
 
 
 def test_an_unknown_task_is_refused_with_the_choices(config: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="task `chat` is not one of asr, lm"):
+    with pytest.raises(ConfigError, match=r"task `chat` is not one of asr, .*lm"):
         train(config, tmp_path / "out", "task=chat")
     config.write_text("task: lm\nmodel: {hiden_size: 3}\n")
     with pytest.raises(ConfigError, match=r"model\.hiden_size`; did you mean `model\.hidden_size"):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def settings(world: World, task: str, sources: dict[str, list[str]], **more: Any) -> dict[str, Any]:
-    """A configuration; sources: task of the data -> share of it."""
+def settings(world: World, task: str, sources: Sequence[str], **more: Any) -> dict[str, Any]:
+    """A configuration; sources: tasks of the data."""
     rows = [{"path": str(world.cuts if name in ("asr", "masr") else world.talks), "tasks": [name]} for name in sources]
     return {
         "task": task, "model": xllm_settings(world), "eval_items": 3, "eval_tokens": 6,
@@ -59,16 +60,19 @@ def run(folder: Path, value: dict[str, Any], *words: str, out: Path | None = Non
 def exp(world: World, tmp_path_factory) -> Path:
     """exp/{image,speech,video}: phase 2 of each interface."""
     folder = tmp_path_factory.mktemp("exp")
-    run(folder, settings(world, "align", {"caption": [], "vl": []}, kind="image"), out=folder / "image")
-    run(folder, settings(world, "align", {"asr": []}, kind="speech"), out=folder / "speech")
+    run(folder, settings(world, "align", ["caption", "vl"], kind="image"), out=folder / "image")
+    run(folder, settings(world, "align", ["asr"], kind="speech"), out=folder / "speech")
     parents = {"image": str(folder / "image")}
-    run(folder, settings(world, "align", {"video": []}, kind="video", parents=parents), out=folder / "video")
+    run(folder, settings(world, "align", ["video"], kind="video", parents=parents), out=folder / "video")
     return folder
 
 
-def integrate(world: World, exp: Path, sources: tuple[str, ...] = ("vsd", "video", "caption", "asr", "masr", "text"), **more: Any):
+MIXED = ("vsd", "video", "caption", "asr", "masr", "text")
+
+
+def integrate(world: World, exp: Path, sources: tuple[str, ...] = MIXED, **more: Any):
     parents = {kind: str(exp / kind) for kind in ("image", "video", "speech")}
-    return settings(world, "integrate", dict.fromkeys(sources, []), parents=parents, **more)
+    return settings(world, "integrate", sources, parents=parents, **more)
 
 
 def test_phase_2_trains_each_interface_by_itself(exp: Path) -> None:
@@ -82,7 +86,7 @@ def test_phase_2_trains_each_interface_by_itself(exp: Path) -> None:
 
 
 def test_video_starts_from_the_image_interface(world: World, exp: Path, tmp_path: Path) -> None:
-    value = settings(world, "align", {"video": []}, kind="video", parents={"image": str(exp / "image")})
+    value = settings(world, "align", ["video"], kind="video", parents={"image": str(exp / "image")})
     value["optim"]["lr"] = 1e-12
     video = load_file(run(tmp_path, value) / "final/model.safetensors")
     image = load_file(exp / "image/final/model.safetensors")
@@ -90,10 +94,34 @@ def test_video_starts_from_the_image_interface(world: World, exp: Path, tmp_path
         torch.testing.assert_close(tensor, image[name.replace(".video.", ".image.")], rtol=0, atol=1e-9)
 
 
+def test_phase_2_starts_from_weights_by_our_names(world: World, exp: Path, tmp_path: Path, capsys) -> None:
+    """As `xllm-speech convert` leaves them; an adapter for another LLM is not used, anything else that is amiss refused."""
+    trained = load_file(exp / "image/final/model.safetensors")
+    ours = {name.removeprefix("interfaces."): tensor for name, tensor in trained.items()}
+    ours["image.adapter.weight"] = torch.zeros(7, 16)
+    save_file(ours, tmp_path / "model.safetensors")
+    value = settings(world, "align", ["caption"], kind="image", start={"weights": str(tmp_path)})
+    value["optim"]["lr"] = 1e-12
+    state = load_file(run(tmp_path, value) / "final/model.safetensors")
+    name = "interfaces.image.querying.queries"
+    torch.testing.assert_close(state[name], trained[name], rtol=0, atol=1e-9)
+    assert "interfaces.image.adapter.weight: not in" in capsys.readouterr().err
+    assert float(state["interfaces.image.adapter.weight"].std()) > 0
+    save_file({name: tensor for name, tensor in ours.items() if "queries" not in name}, tmp_path / "model.safetensors")
+    config = tmp_path / "out.yaml"
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "lacking")]) == 1
+    assert "1 tensors missing, first interfaces.image.querying.queries" in capsys.readouterr().err
+    value["kind"] = "speech"
+    config.write_text(yaml.safe_dump(value))
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "foreign")]) == 1
+    assert "holds no weights of the speech interface" in capsys.readouterr().err
+
+
 def test_phase_3_trains_the_adapters_and_leaves_the_rest_bit_for_bit(world: World, exp: Path, tmp_path: Path) -> None:
     out = run(tmp_path, integrate(world, exp))
     own = load_file(out / "final/model.safetensors")
-    assert set(own) == {f"interfaces.{kind}.adapter.{part}" for kind in ("image", "video", "speech") for part in ("weight", "bias")}
+    kinds = ("image", "video", "speech")
+    assert set(own) == {f"interfaces.{kind}.adapter.{part}" for kind in kinds for part in ("weight", "bias")}
     state = load_xllm(out).model.state_dict()
     for kind in ("image", "video", "speech"):
         for name, tensor in load_file(exp / kind / "final/model.safetensors").items():
@@ -154,7 +182,7 @@ leave_processes()
 
 
 def test_ranks_whose_batches_lack_a_medium_neither_hang_nor_drift(world: World, exp: Path, tmp_path: Path) -> None:
-    """One conversation a batch, so that every rank lacks most kinds in every step; beside one process with two batches a step."""
+    """One conversation a batch, so that ranks lack most kinds in every step; beside one process with two batches a step."""
     value = integrate(world, exp, ("video", "caption", "asr", "text"))
     value["data"]["batch_size"] = 1
     value["data"]["dev"] = []
@@ -179,11 +207,11 @@ def test_ranks_whose_batches_lack_a_medium_neither_hang_nor_drift(world: World, 
 
 
 def test_what_cannot_be_loaded_is_left_out_and_too_much_of_it_stops_the_run(world: World, tmp_path: Path, capsys) -> None:
-    talks = [json.loads(line) for line in gzip.open(world.talks, "rt")]
+    talks = [json.loads(line) for line in gzip.decompress(world.talks.read_bytes()).decode().splitlines()]
     captions = [row for row in talks if row["task"] == "caption"]
     captions[3]["messages"][0]["content"][0]["path"] = "gone.png"
     (tmp_path / "talks.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in captions))
-    value = settings(world, "align", {"caption": []}, kind="image")
+    value = settings(world, "align", ["caption"], kind="image")
     value["data"]["train"][0]["path"] = str(tmp_path / "talks.jsonl")
     out = run(tmp_path, value, out=tmp_path / "some")
     assert "gone.png" in (out / "skipped.jsonl").read_text()
@@ -200,7 +228,9 @@ def test_what_cannot_be_loaded_is_left_out_and_too_much_of_it_stops_the_run(worl
     ({"task": "align", "kind": "speech", "parents": {"image": "x"}}, "phase 2 of speech takes none"),
     ({"task": "integrate"}, "phase 3 needs the trained interface of every kind"),
     ({"task": "integrate", "kind": "image", "parents": {"image": "x"}}, "leave `kind` away"),
-    ({"task": "integrate", "bert": "x", "parents": {"image": "x"}}, "leave `bert` away"),
+    ({"task": "integrate", "start": {"bert": "x"}, "parents": {"image": "x"}}, "leave `start` away"),
+    ({"task": "align", "kind": "image", "start": {"bert": "x", "weights": "y"}}, "either bert or weights"),
+    ({"task": "align", "kind": "image", "start": {"layout": "lavis"}}, "name those too"),
 ])
 def test_configurations_that_make_no_sense(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(changes))
