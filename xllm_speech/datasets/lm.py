@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -103,22 +103,32 @@ class TextRow:
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt, media as text, and its answer. task: a name of `LmMix.shares`."""
+    """A prompt, media as text, and its answer.
+
+    task: a name of `LmMix.shares`. hints: for each question in the prompt the number of characters up to its end, and its
+    answer.
+    """
 
     id: str
     task: str
     prompt: str
     answer: str
+    hints: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class LmBatch:
-    """Framed prompts with answers, padded on the right. ids_BL, labels_BL (-100 outside answers): int64; mask_BL: bool."""
+    """Framed prompts with answers, padded on the right. ids_BL, labels_BL (-100 outside answers): int64; mask_BL: bool.
+
+    hints_BL: int64, at the last token of every question in a prompt the first token of its answer, -100 elsewhere. Unlike
+    labels these stand where they are to be known, not one place behind it.
+    """
 
     ids: list[str]
     ids_BL: torch.Tensor
     mask_BL: torch.Tensor
     labels_BL: torch.Tensor
+    hints_BL: torch.Tensor
 
     @property
     def seconds(self) -> float:
@@ -127,7 +137,9 @@ class LmBatch:
 
     def to(self, device: torch.device | str) -> LmBatch:
         """The same batch on `device`."""
-        return LmBatch(self.ids, self.ids_BL.to(device), self.mask_BL.to(device), self.labels_BL.to(device))
+        return LmBatch(
+            self.ids, self.ids_BL.to(device), self.mask_BL.to(device), self.labels_BL.to(device), self.hints_BL.to(device)
+        )
 
 
 def read_texts(path: str | Path) -> list[TextRow]:
@@ -220,8 +232,7 @@ class LmSamples:
                 return self.question(row, rng.choice(row.dialog))
             case "questions":
                 turns = rng.sample(row.dialog, len(row.dialog))
-                prompt = media(row.kind, row.caption) + ask(SEPARATOR.join(question for question, _ in turns))
-                return Sample(row.id, task, prompt, SEPARATOR.join(answer for _, answer in turns))
+                return self.questions(row, turns)
             case "spoken":
                 row = rng.choice(self.scenes)
                 return self.spoken(row, rng.choice(row.dialog), rng)
@@ -242,13 +253,24 @@ class LmSamples:
 
     def question(self, row: TextRow, turn: tuple[str, str]) -> Sample:
         """A typed question about a picture or clip -> its answer."""
-        return Sample(row.id, "question", media(row.kind, row.caption) + ask(turn[0]), turn[1])
+        return replace(self.questions(row, [turn]), task="question")
+
+    def questions(self, row: TextRow, turns: Sequence[tuple[str, str]]) -> Sample:
+        """Typed questions about a picture or clip, in one prompt -> their answers."""
+        shown = media(row.kind, row.caption)
+        hints, end = [], len(shown) + len(CHINESE.before) - len(SEPARATOR)
+        for question, answer in turns:
+            end += len(SEPARATOR) + len(question)
+            hints.append((end, answer))
+        prompt = shown + ask(SEPARATOR.join(question for question, _ in turns))
+        return Sample(row.id, "questions", prompt, SEPARATOR.join(answer for _, answer in turns), tuple(hints))
 
     def spoken(self, row: TextRow, turn: tuple[str, str], rng: random.Random) -> Sample:
         """A spoken question about a picture -> its answer; a word in it may be heard as its twin."""
         heard = self._mishear(turn[0], rng)
-        prompt = media(row.kind, row.caption) + media("speech", heard) + ask(rng.choice(INSTRUCTIONS["vsd"]))
-        return Sample(row.id, "spoken", prompt, turn[1])
+        shown = media(row.kind, row.caption) + media("speech", heard)
+        hint = (len(shown) - len(TAGS["speech"].close), turn[1])
+        return Sample(row.id, "spoken", shown + ask(rng.choice(INSTRUCTIONS["vsd"])), turn[1], (hint,))
 
     def multimodal(self, row: TextRow, text: str, rng: random.Random) -> Sample:
         """A picture and an utterance -> the utterance; a word in it may be heard as its twin."""
@@ -274,10 +296,15 @@ class LmFrame:
     pad_id: int
 
     def batch(self, samples: Sequence[Sample]) -> LmBatch:
-        """Prompt `[gMASK]` `<sop>` answer `<eop>`, padded on the right; labels on the answer and `<eop>` only."""
-        rows, starts = [], []
-        for sample in samples:
+        """Prompt `[gMASK]` `<sop>` answer `<eop>`, padded on the right; labels on the answer and `<eop>` only.
+
+        A question must not end within a piece of the vocabulary, lest its hint stand behind it.
+        """
+        rows, starts, hints = [], [], []
+        for number, sample in enumerate(samples):
             prompt = [*self.encode(sample.prompt), self.gmask_id, self.sop_id]
+            for end, answer in sample.hints:
+                hints.append((number, len(self.encode(sample.prompt[:end])) - 1, self.encode(answer)[0]))
             rows.append([*prompt, *self.encode(sample.answer), self.eop_id])
             starts.append(len(prompt))
         longest = max(map(len, rows))
@@ -286,7 +313,10 @@ class LmFrame:
         lens_B1, starts_B1 = torch.tensor([[len(row)] for row in rows]), torch.tensor(starts)[:, None]
         mask_BL = places < lens_B1
         labels_BL = ids_BL.masked_fill(~mask_BL | (places < starts_B1), IGNORED_LABEL)
-        return LmBatch([sample.id for sample in samples], ids_BL, mask_BL, labels_BL)
+        hints_BL = torch.full_like(ids_BL, IGNORED_LABEL)
+        for number, place, first in hints:
+            hints_BL[number, place] = first
+        return LmBatch([sample.id for sample in samples], ids_BL, mask_BL, labels_BL, hints_BL)
 
 
 def train_batches(
