@@ -36,6 +36,7 @@ VERBS: dict[str, str] = {
     "train": "train a model, or take up a training that was interrupted",
     "average": "average the last or the best checkpoints of a training",
     "units": "store CIF units of a manifest once, for phase 2 of the speech interface",
+    "espnet": "models to and from ESPnet2's experiments",
     "transcribe": "turn speech into text",
     "answer": "answer the conversations of a manifest with an X-LLM",
     "chat": "talk with an X-LLM about images, clips and speech",
@@ -43,6 +44,7 @@ VERBS: dict[str, str] = {
     "score": "compare recognised text with its reference: CER and more",
     "judge": "ask a judge which of two systems answers better, and sum up its verdicts",
     "bench": "measure speed and memory beside reference implementations",
+    "report": "turn an experiment folder into one HTML page: tables, curves, alignments, samples, cost",
     "phases": "show the models of an experiment folder by phase, their cost and what stands on what",
     "check": "check a model: padding and batching must not change a result",
     "convert": "bring checkpoints of others to our names, with an account of every tensor",
@@ -77,6 +79,10 @@ def load_verb(name: str) -> Verb:
             from xllm_speech.bin import units
 
             return units
+        case "espnet":
+            from xllm_speech.bin import espnet
+
+            return espnet
         case "transcribe":
             from xllm_speech.bin import transcribe
 
@@ -105,6 +111,10 @@ def load_verb(name: str) -> Verb:
             from xllm_speech.bin import bench
 
             return bench
+        case "report":
+            from xllm_speech.bin import report
+
+            return report
         case "phases":
             from xllm_speech.bin import phases
 
