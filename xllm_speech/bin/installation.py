@@ -74,6 +74,8 @@ PARTS: tuple[Part, ...] = (
     Part("uvicorn", "serving (extra serve)", EXTRA),
     Part("kaldifst", "graph search (extra graph)", EXTRA),
     Part("kaldi-decoder", "graph search (extra graph)", EXTRA),
+    Part("silero-vad", "long recordings cut by voice activity (extra vad)", EXTRA),
+    Part("sounddevice", "recognition from a microphone (extra microphone)", EXTRA),
     Part("flashlight-text", "lexicon search with an ARPA model (extra graph)", EXTRA),
     Part(
         "k2",

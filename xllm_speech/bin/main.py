@@ -35,9 +35,11 @@ VERBS: dict[str, str] = {
     "tokens": "make a token table from transcripts",
     "train": "train a model, or take up a training that was interrupted",
     "average": "average the last or the best checkpoints of a training",
+    "ngram": "estimate an n-gram language model over a model's tokens",
     "units": "store CIF units of a manifest once, for phase 2 of the speech interface",
     "espnet": "models to and from ESPnet2's experiments",
     "transcribe": "turn speech into text",
+    "stream": "turn speech into text while it is spoken",
     "answer": "answer the conversations of a manifest with an X-LLM",
     "chat": "talk with an X-LLM about images, clips and speech",
     "serve": "answer over HTTP: an OpenAI-compatible API, and a web demo",
@@ -75,6 +77,10 @@ def load_verb(name: str) -> Verb:
             from xllm_speech.bin import average
 
             return average
+        case "ngram":
+            from xllm_speech.bin import ngram
+
+            return ngram
         case "units":
             from xllm_speech.bin import units
 
@@ -87,6 +93,10 @@ def load_verb(name: str) -> Verb:
             from xllm_speech.bin import transcribe
 
             return transcribe
+        case "stream":
+            from xllm_speech.bin import stream
+
+            return stream
         case "answer":
             from xllm_speech.bin import answer
 

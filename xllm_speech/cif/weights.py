@@ -33,3 +33,13 @@ class AlphaPredictor(nn.Module):
         x_BSC = torch.relu(self.convolution(x_BSD.transpose(1, 2)).transpose(1, 2))
         logit_BS = self.linear(self.dropout(x_BSC)).squeeze(2)
         return torch.sigmoid(logit_BS.float()).masked_fill(~valid_BS, 0.0)
+
+    def inside(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        """Weights of all steps but `context` at each end, which are only seen; in eval mode, for streaming."""
+        x_BCS = nn.functional.conv1d(x_BSD.transpose(1, 2), self.convolution.weight, self.convolution.bias)
+        return torch.sigmoid(self.linear(torch.relu(x_BCS).transpose(1, 2)).squeeze(2).float())
+
+    @property
+    def context(self) -> int:
+        """Steps that a weight depends on, on either side of its own."""
+        return self.convolution.kernel_size[0] // 2

@@ -1,4 +1,4 @@
-"""Search over the CIF decoder: greedy, beam with CTC joint scores, and a fast path that reads units without context.
+"""Search over the CIF decoder: greedy, beam with CTC joint scores and fusion, a fast path that reads units without context.
 
 Every utterance yields exactly as many tokens as it has units, so hypotheses of one utterance always have equal length, no
 length bonus is needed, and a batch decodes in step with rows dropping out when their units are used up.
@@ -13,6 +13,7 @@ import torch.nn.functional as functional
 
 from xllm_speech.decoders.cif_decoder import CifDecoder
 from xllm_speech.decoders.ctc import CtcPrefixScorer, CtcPrefixState
+from xllm_speech.decoders.fusion import Fusion, FusionState
 from xllm_speech.nn.transformer import ProjectedMemory
 from xllm_speech.records import CifOut, Memory
 
@@ -83,11 +84,13 @@ def search_beam(
     linguistic: Memory | None = None,
     banned: tuple[int, ...] = (),
     candidates: int | None = None,
+    fusion: Fusion | None = None,
 ) -> list[SearchResult]:
-    """Beam search; with `ctc`, scores are (1 - weight) x decoder + weight x CTC prefix score.
+    """Beam search; with `ctc`, scores are (1 - weight) x decoder + weight x CTC prefix score; `fusion` adds its own to that.
 
     Args:
-        candidates: tokens of the decoder per hypothesis that are rescored by CTC; 2 x beam by default.
+        candidates: tokens of the decoder (hotwords counted in) per hypothesis that are rescored by CTC and the language
+            model; 2 x beam by default.
     """
     batch, units = cif.units_BUD.shape[:2]
     vocab = decoder.vocabulary.out_features
@@ -109,10 +112,12 @@ def search_beam(
     if ctc is not None and units:
         scorer = CtcPrefixScorer(ctc.log_probs_BSV[rows_N], ctc.lens_B[rows_N])
         state_ctc = scorer.start()
+    fused = None if fusion is None else _Fused(fusion, batch, width, cif.lens_B.tolist(), device)
+    share = 1.0 if ctc is None else 1 - ctc.weight
     for u in range(units):
         logits_NV, state = decoder.step(previous_N, units_NUD[:, u], state, memories)
         log_probs_NV = _allow(functional.log_softmax(logits_NV.float(), -1), banned)
-        best_NC, token_NC = log_probs_NV.topk(pool, dim=-1)
+        best_NC, token_NC = log_probs_NV.topk(pool, dim=-1) if fused is None else fused.choose(log_probs_NV, share, pool)
         joint_BKC = decoder_BK[:, :, None] + best_NC.view(batch, width, pool)
         prefix_NC = forward = None
         if scorer is not None and state_ctc is not None and ctc is not None:
@@ -124,6 +129,8 @@ def search_beam(
                 ending = (1 - ctc.weight) * (decoder_BK[:, :, None] + best_NC.view(batch, width, pool))
                 ending = ending + ctc.weight * ends_NC.view(batch, width, pool)
                 joint_BKC[last_B] = ending[last_B]
+        if fused is not None:
+            joint_BKC = joint_BKC + fused.extend(token_NC, u)
         score_BK, flat_BK = joint_BKC.flatten(1).topk(width, dim=-1)
         parent_BK, choice_BK = flat_BK // pool, flat_BK % pool
         parent_N = (parent_BK + torch.arange(batch, device=device)[:, None] * width).flatten()
@@ -140,6 +147,8 @@ def search_beam(
         running_B1 = (u < cif.lens_B)[:, None]
         decoder_BK = torch.where(running_B1, moved_BK, decoder_BK)
         final_BK = torch.where(running_B1, score_BK, final_BK)
+        if fused is not None:
+            fused.select(parent_N, choice_N)
         if forward is not None:
             state_ctc = CtcPrefixState(forward[0][parent_N, choice_N], forward[1][parent_N, choice_N], token_N)
         previous_N = token_N
@@ -150,6 +159,42 @@ def search_beam(
         score = float(final_BK[b, 0]) if length else 0.0
         results.append(SearchResult(tokens, log_probs_NU[best, :length].tolist(), score))
     return results
+
+
+class _Fused:
+    """Fusion scores of a beam: for each row what was added so far, and where its text stands."""
+
+    def __init__(self, fusion: Fusion, batch: int, width: int, units: list[int], device: torch.device) -> None:
+        self.fusion, self.batch, self.width, self.device = fusion, batch, width, device
+        self.units_N = [count for count in units for _ in range(width)]
+        self.states_N: list[FusionState] = [fusion.start()] * (batch * width)
+        self.added_N = [0.0] * (batch * width)
+        self.next_NC: list[list[tuple[float, FusionState]]] = []
+
+    def choose(self, log_probs_NV: torch.Tensor, share: float, pool: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `pool` best tokens of each row, with the bonus that hotwords promise them, and the decoder's word on them."""
+        promise_NV = self.fusion.promise(self.states_N, log_probs_NV.shape[1], self.device)
+        keys_NV = log_probs_NV if promise_NV is None else share * log_probs_NV + promise_NV
+        token_NC = keys_NV.topk(pool, dim=-1).indices
+        return log_probs_NV.gather(1, token_NC), token_NC
+
+    def extend(self, token_NC: torch.Tensor, u: int) -> torch.Tensor:
+        """Added so far, with each candidate: [B, K, C]; with the end of the text at an utterance's last unit."""
+        self.next_NC, scores = [], []
+        for row, tokens in enumerate(token_NC.tolist()):
+            state, added, last = self.states_N[row], self.added_N[row], self.units_N[row] - 1
+            used_up = u > last
+            steps = [(0.0, state) if used_up else self.fusion.step(state, token) for token in tokens]
+            self.next_NC.append([(added + score, following) for score, following in steps])
+            scores.append([
+                total + (self.fusion.finish(following) if u == last else 0.0) for total, following in self.next_NC[-1]
+            ])
+        return torch.tensor(scores, device=self.device).view(self.batch, self.width, -1)
+
+    def select(self, parent_N: torch.Tensor, choice_N: torch.Tensor) -> None:
+        """Go on with the chosen candidates."""
+        chosen = [self.next_NC[row][choice] for row, choice in zip(parent_N.tolist(), choice_N.tolist(), strict=True)]
+        self.added_N, self.states_N = [added for added, _ in chosen], [state for _, state in chosen]
 
 
 def _end_scores(scorer: CtcPrefixScorer, token_NCS: torch.Tensor, blank_NCS: torch.Tensor) -> torch.Tensor:

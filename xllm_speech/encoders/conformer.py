@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from xllm_speech.nn.conformer import ConformerBlock
-from xllm_speech.nn.masks import key_mask, valid_mask
+from xllm_speech.nn.masks import chunk_mask, key_mask, valid_mask
 from xllm_speech.nn.subsampling import ConvolutionFrontend, max_pool_halves
 from xllm_speech.records import EncoderOut, FbankBatch
 
@@ -20,6 +20,9 @@ class ConformerEncoder(nn.Module):
         bins: mel bins. channels: front-end channels. width, heads, feedforward, kernel, blocks: conformer sizes.
         pool_after: 1-based blocks after which a max-pool by 2 follows ([6, 12] in the paper); two of them give 80 ms steps.
         position: rope | relative. conv_norm: layer | batch. final_norm: a layer norm at the end, as in ESPnet.
+        chunk_steps: 0 to hear whole utterances; else for streaming: a step depends on the chunk of this many steps that it
+            lies in and on earlier ones only, in training too (`encoders.streaming`). left_chunks: how many of the earlier
+            ones attention sees, 0 for all.
     """
 
     def __init__(
@@ -37,8 +40,11 @@ class ConformerEncoder(nn.Module):
         position: str = "rope",
         conv_norm: str = "layer",
         final_norm: bool = True,
+        chunk_steps: int = 0,
+        left_chunks: int = 0,
     ) -> None:
         super().__init__()
+        self.chunk_steps, self.left_chunks = chunk_steps, left_chunks
         self.pool_after = frozenset(pool_after)
         self.frontend = ConvolutionFrontend(bins, channels, width, dropout)
         self.blocks = nn.ModuleList(
@@ -50,14 +56,16 @@ class ConformerEncoder(nn.Module):
     def forward(self, fbank: FbankBatch) -> EncoderOut:
         """Encode normalised features; padding changes nothing at valid steps."""
         x_BLD, lens_B = self.frontend(fbank.x_BTF, fbank.lens_B)
-        valid_BL, mask = _masks(lens_B, x_BLD.shape[1])
+        chunk = self.chunk_steps << len(self.pool_after)  # positions of a chunk, here at twice the frame shift
+        valid_BL, mask = self._masks(lens_B, x_BLD.shape[1], chunk)
         for number, block in enumerate(self.blocks, 1):
-            x_BLD = block(x_BLD, valid_BL, mask)
+            x_BLD = block(x_BLD, valid_BL, mask, chunk)
             if number in self.pool_after:
                 x_BLD, lens_B = max_pool_halves(x_BLD, lens_B)
-                valid_BL, mask = _masks(lens_B, x_BLD.shape[1])
+                chunk //= 2
+                valid_BL, mask = self._masks(lens_B, x_BLD.shape[1], chunk)
         return EncoderOut(self.norm(x_BLD).masked_fill(~valid_BL[:, :, None], 0.0), lens_B)
 
-
-def _masks(lens_B: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return valid_mask(lens_B, length), key_mask(lens_B, length)
+    def _masks(self, lens_B: torch.Tensor, length: int, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = chunk_mask(lens_B, length, chunk, self.left_chunks) if chunk else key_mask(lens_B, length)
+        return valid_mask(lens_B, length), mask

@@ -37,8 +37,8 @@ class HotwordReport:
 
     phrases: dict[str, PhraseCount] = field(default_factory=dict)
     total: PhraseCount = field(default_factory=PhraseCount)
-    inside: Counts = Counts()
-    outside: Counts = Counts()
+    inside: Counts = field(default_factory=Counts)
+    outside: Counts = field(default_factory=Counts)
 
 
 def score_hotwords(
@@ -74,7 +74,7 @@ def score_hotwords(
         for letter in letters:
             at += letter != "I"
             one = Counts(letter != "I", letter == "S", letter == "D", letter == "I")
-            if 0 <= at and covered[at]:
+            if at >= 0 and covered[at]:
                 report.inside += one
             else:
                 report.outside += one

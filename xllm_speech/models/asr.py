@@ -14,7 +14,8 @@ from xllm_speech.cif import AlphaPredictor, CifOut, integrate_and_fire
 from xllm_speech.decoders.cif_decoder import CifDecoder
 from xllm_speech.decoders.ctc import ctc_loss
 from xllm_speech.decoders.fusion import Fusion
-from xllm_speech.decoders.prefix_beam import search_prefix
+from xllm_speech.decoders.graph import SearchGraph, search_graph
+from xllm_speech.decoders.prefix_beam import read_path, search_prefix
 from xllm_speech.decoders.search import CtcInput, SearchResult, search_beam, search_fast, search_greedy
 from xllm_speech.encoders.caption import CaptionEncoder, load_caption_encoder
 from xllm_speech.encoders.conformer import ConformerEncoder
@@ -29,16 +30,17 @@ BLANK_ID, UNKNOWN_ID = 0, 1
 FUSED_POOL = 10  # tokens of the decoder among which a greedy search with fusion chooses
 
 
-METHODS = ("greedy", "beam", "fast", "ctc")
+METHODS = ("greedy", "beam", "fast", "ctc", "graph")
 
 
 @dataclass
 class SearchConfig:
     """How to decode.
 
-    method: greedy | beam | fast | ctc (prefix beam search on the CTC head alone). beam: hypotheses kept. ctc_weight: share of
-    CTC in scores of `beam`. passes: of the fast search. length_bonus: per token of `ctc`; CIF needs none, as its texts have
-    one token per unit. fusion: a language model and hotwords (`models.fusion.build_fusion`), for all but `fast`.
+    method: greedy | beam | fast | ctc (prefix beam search on the CTC head alone) | graph (the CTC head over a lexicon and a
+    word model). beam: hypotheses kept. ctc_weight: share of CTC in scores of `beam`. passes: of the fast search.
+    length_bonus: per token of `ctc`; CIF needs none, as its texts have one token per unit. fusion: a language model and
+    hotwords (`models.fusion.build_fusion`), for greedy, beam and ctc. graph: from `models.graph.load_graph`.
     """
 
     method: str = "greedy"
@@ -47,6 +49,7 @@ class SearchConfig:
     passes: int = 1
     length_bonus: float = 0.0
     fusion: Fusion | None = None
+    graph: SearchGraph | None = None
 
     def __post_init__(self) -> None:
         require_choice("search.method", self.method, METHODS)
@@ -54,8 +57,12 @@ class SearchConfig:
         require(0 <= self.ctc_weight < 1, f"search.ctc_weight {self.ctc_weight} must lie in [0, 1)")
         require(self.passes >= 0, f"search.passes {self.passes} must not be negative")
         require(
-            self.fusion is None or self.method != "fast",
-            "search.method fast reads all units at once and takes no language model or hotwords; use greedy, beam or ctc",
+            self.fusion is None or self.method not in ("fast", "graph"),
+            f"search.method {self.method} takes no n-gram model of tokens and no hotwords; use greedy, beam or ctc",
+        )
+        require(
+            (self.graph is None) == (self.method != "graph"),
+            f"search.method {self.method}: a graph of words goes with search.method graph, and with no other",
         )
 
 
@@ -171,7 +178,7 @@ class CifAsrModel(nn.Module):
                 if search.ctc_weight > 0:
                     ctc = CtcInput(self._ctc(encoded), encoded.lens_B, search.ctc_weight)
                 results = search_beam(self.decoder, cif, search.beam, ctc, visual, linguistic, banned, fusion=search.fusion)
-            case "ctc":
+            case "ctc" | "graph":
                 return self._search_ctc(encoded, cif, search)
             case "fast":
                 if self.unit_head is None:
@@ -192,12 +199,15 @@ class CifAsrModel(nn.Module):
         self, encoded: EncoderOut, cif: CifOut, search: SearchConfig
     ) -> tuple[list[SearchResult], CifOut]:
         """CTC's text, and as its units the encoder steps in which it was written: one step each, from its start to its end."""
-        found = [
-            search_prefix(
-                log_probs_SV[:length], search.beam, BLANK_ID, (self.decoder.sos_id,), search.fusion, search.length_bonus
-            )
-            for log_probs_SV, length in zip(self._ctc(encoded), encoded.lens_B.tolist(), strict=True)
-        ]
+        found = []
+        for log_probs_SV, length in zip(self._ctc(encoded), encoded.lens_B.tolist(), strict=True):
+            log_probs_SV = log_probs_SV[:length]
+            if search.graph is None:
+                banned = (self.decoder.sos_id,)
+                found.append(search_prefix(log_probs_SV, search.beam, BLANK_ID, banned, search.fusion, search.length_bonus))
+            else:
+                best = search_graph(search.graph, log_probs_SV)
+                found.append(read_path(log_probs_SV, best.tokens, best.score, BLANK_ID))
         counts = [len(result.tokens) for result in found]
         lens_B = torch.tensor(counts, device=encoded.x_BSD.device)
         step_BU = torch.zeros(len(found), max(counts, default=0), dtype=torch.long, device=lens_B.device)

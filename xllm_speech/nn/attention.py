@@ -60,10 +60,7 @@ class SelfAttention(nn.Module):
         mask: bool, True = visible, broadcastable to [B, heads, L, past + L]; `causal` instead of a mask, never both.
         """
         batch, length, width = x_BLD.shape
-        query, key, value = (
-            part.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
-            for part in self.query_key_value(x_BLD).chunk(3, dim=-1)
-        )
+        query, key, value = self._project(x_BLD)
         past = 0 if cache is None else cache[0].shape[2]
         bias: torch.Tensor | None = mask
         if self.position == "rope":
@@ -79,6 +76,36 @@ class SelfAttention(nn.Module):
         )
         out_BLD = self.out(out_BHLE.transpose(1, 2).reshape(batch, length, width))
         return out_BLD, (key, value) if use_cache else None
+
+    def stream(
+        self, x_BLD: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor] | None, keep: int | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """One chunk that sees itself and what `cache` holds, with `position` rope.
+
+        Returns the output and the cache of the last `keep` positions (None: all). Keys are kept unrotated and positions
+        count from the first one kept, so that angles stay small however long the stream is; only differences matter.
+        """
+        batch, length, width = x_BLD.shape
+        query, key, value = self._project(x_BLD)
+        if cache is not None:
+            key, value = torch.cat([cache[0], key], 2), torch.cat([cache[1], value], 2)
+        past = key.shape[2] - length
+        cos_PE, sin_PE = rotary_table(past + length, width // self.heads, x_BLD.device)
+        out_BHLE = functional.scaled_dot_product_attention(
+            rotate(query, (cos_PE[past:], sin_PE[past:])), rotate(key, (cos_PE, sin_PE)), value
+        )
+        first = 0 if keep is None else max(0, key.shape[2] - keep)
+        out_BLD = self.out(out_BHLE.transpose(1, 2).reshape(batch, length, width))
+        return out_BLD, (key[:, :, first:], value[:, :, first:])
+
+    def _project(self, x_BLD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values [B, heads, L, width / heads]."""
+        batch, length, width = x_BLD.shape
+        query, key, value = (
+            part.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+            for part in self.query_key_value(x_BLD).chunk(3, dim=-1)
+        )
+        return query, key, value
 
     def _relative_bias(self, query_BHLE: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """(q + v) . p(i - j) / sqrt(E) for every pair, with the mask folded in: [B, heads, L, L]."""

@@ -29,6 +29,18 @@ class ConvolutionFrontend(nn.Module):
         x_BCTF = torch.relu(self.convolution(x_BTF[:, None]))
         return self.dropout(self.linear(x_BCTF.transpose(1, 2).flatten(2))), halve(lens_B)
 
+    def stream(self, x_BTF: torch.Tensor, before_B1F: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """One chunk of frames, an even number unless it is the last: output and the frame that the next chunk sees.
+
+        before_B1F: what the call before returned; None at the start.
+        """
+        before_B1F = torch.zeros_like(x_BTF[:, :1]) if before_B1F is None else before_B1F
+        joined_BTF = nn.functional.pad(torch.cat([before_B1F, x_BTF], 1), (0, 0, 0, x_BTF.shape[1] % 2))
+        x_BCTF = torch.relu(nn.functional.conv2d(
+            joined_BTF[:, None], self.convolution.weight, self.convolution.bias, stride=2, padding=(0, 1)
+        ))
+        return self.linear(x_BCTF.transpose(1, 2).flatten(2)), x_BTF[:, -1:]
+
 
 def max_pool_halves(x_BLD: torch.Tensor, lens_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Max-pool by 2 over time; an odd last position stands alone and padding never wins. Returns [B, ceil(L / 2), D], lens."""

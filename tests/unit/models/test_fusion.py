@@ -132,5 +132,5 @@ def test_wrong_options_are_refused(table):
         build_fusion(table, lm_weight=-1)
     with pytest.raises(ConfigError, match="hotword_bonus -1"):
         build_fusion(table, hotword_bonus=-1)
-    with pytest.raises(ConfigError, match=r"search.method fast.*takes no language model"):
+    with pytest.raises(ConfigError, match=r"search.method fast.*takes no n-gram model"):
         SearchConfig("fast", fusion=build_fusion(table, hotwords=["天地"]))
