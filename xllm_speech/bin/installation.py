@@ -64,6 +64,8 @@ PARTS: tuple[Part, ...] = (
     Part("peft", "fine-tuning language models"),
     Part("jiwer", "scoring"),
     Part("rapidfuzz", "alignment of transcripts"),
+    Part("sacrebleu", "scoring captions and translations"),
+    Part("httpx", "asking a judge"),
     Part("matplotlib", "figures"),
     Part("rich", "tables and progress"),
     Part("torchcodec", "torchaudio.load (not used by this package)", EXTRA, "apt-get install --no-install-recommends ffmpeg"),
@@ -194,6 +196,14 @@ def operate(name: str) -> None:
             from rapidfuzz.distance import Levenshtein
 
             assert Levenshtein.distance("ab", "ac") == 1
+        case "sacrebleu":
+            from sacrebleu.metrics import BLEU
+
+            assert BLEU(tokenize="none").corpus_score(["a b c d"], [["a b c d"]]).score > 99
+        case "httpx":
+            import httpx
+
+            assert callable(httpx.Client)
         case "jiwer":
             import jiwer
 
