@@ -12,6 +12,7 @@ from torch import nn
 from xllm_speech.base.config import require, require_choice
 from xllm_speech.interfaces.base import Interface
 from xllm_speech.llm.loaded import LoadedLlm
+from xllm_speech.llm.lora import set_lora_mode
 from xllm_speech.models.phases import PhasePlan, apply_phase, plan_phase, set_modes
 from xllm_speech.models.xllm_config import LOSS_UNITS
 from xllm_speech.prompts import PromptStyle, Spliced, Tag, splice_batch
@@ -72,6 +73,7 @@ class XllmModel(nn.Module):
         """Train mode for what the phase trains; everything else stays in eval mode."""
         super().train(mode)
         self.llm.train(mode)
+        set_lora_mode(self.llm, mode)
         set_modes(self._interfaces, self.plan, mode)
         return self
 

@@ -24,6 +24,7 @@ from xllm_speech.base.files import atomic_write, sha256_file
 from xllm_speech.interfaces.build import build_interfaces
 from xllm_speech.llm.loaded import LoadedLlm
 from xllm_speech.llm.loading import load_llm
+from xllm_speech.llm.lora import add_lora, lora_parameters
 from xllm_speech.manifests.cuts import PathFinder
 from xllm_speech.models.checkpoints import DESCRIPTION, WEIGHTS
 from xllm_speech.models.media import ENCODER_OF, MediaEncoders, build_encoders, find_encoders, hash_frozen
@@ -91,7 +92,8 @@ def save_xllm(folder: Path, state: Mapping[str, torch.Tensor], description: Xllm
     """Write a model directory into `folder`, which exists.
 
     Args:
-        state: the model's state dict; of it, only `description.parts` are written (all of the interfaces where `complete`).
+        state: the model's state dict; of it, only `description.parts` are written (all of the interfaces where `complete`),
+            and LoRA adapters of the LLM where there are any.
     """
     from safetensors.torch import save
 
@@ -105,7 +107,7 @@ def save_xllm(folder: Path, state: Mapping[str, torch.Tensor], description: Xllm
 
 def _belongs(name: str, description: XllmDescription) -> bool:
     if not name.startswith(PREFIX):
-        return False
+        return name.startswith("llm.") and ".lora_" in name
     inner = name.removeprefix(PREFIX)
     return description.complete or any(inner == part or inner.startswith(f"{part}.") for part in description.parts)
 
@@ -284,6 +286,18 @@ def adopt_parents(config: XllmConfig, parents: Mapping[str, str], frozen: Mappin
     return adopted
 
 
+def _fill_lora(model: XllmModel, read: Interfaces) -> None:
+    expected = {f"llm.{name}": parameter for name, parameter in lora_parameters(model.llm).items()}
+    stored = {name: tensor for name, tensor in read.tensors.items() if name.startswith("llm.")}
+    odd = expected.keys() ^ stored.keys() or [name for name in expected if expected[name].shape != stored[name].shape]
+    if odd:
+        raise CheckpointError(f"{read.folder}: LoRA adapters do not fit the LLM: {len(odd)} tensors, first {min(odd)}")
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(stored[name])
+            parameter.requires_grad_(False)
+
+
 def load_xllm(
     path: str | Path, device: str = "cpu", llm: LoadedLlm | None = None, without: tuple[str, ...] = ()
 ) -> XllmCheckpoint:
@@ -303,8 +317,11 @@ def load_xllm(
     check_frozen(str(read.folder), description.frozen_sha256, hash_parts(config), frozen_paths(config))
     if llm is None:
         llm = load_llm(config.llm.path, config.llm.dtype, device, config.llm.quantization)
+    add_lora(llm, config.llm.lora)
     model = build_xllm(config, llm)
-    fill_interfaces(model, read.tensors, read.folder, config.interfaces.kinds)
+    inside = {name: tensor for name, tensor in read.tensors.items() if not name.startswith("llm.")}
+    fill_interfaces(model, inside, read.folder, config.interfaces.kinds)
+    _fill_lora(model, read)
     model.interfaces.to(device)
     encoders = build_encoders(config.encoders, config.interfaces.kinds, without).to(device)
     return XllmCheckpoint(model.eval(), encoders, description, read.folder)

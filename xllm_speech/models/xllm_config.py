@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from xllm_speech.base.config import require, require_choice
 from xllm_speech.interfaces.config import InterfacesConfig
 from xllm_speech.llm.loading import DTYPES, QUANTIZATIONS
+from xllm_speech.llm.lora import LoraConfig
 from xllm_speech.prompts.templates import PromptStyle, find_template
 
 VISION_KINDS = ("none", "vit", "clip", "eva")
@@ -15,11 +16,12 @@ LOSS_UNITS = ("token", "answer")
 
 @dataclass
 class LlmConfig:
-    """`llm.load_llm`: a folder with the frozen LLM."""
+    """`llm.load_llm`: a folder with the frozen LLM. lora: adapters on its attention that phase 3 trains; none by default."""
 
     path: str = ""
     dtype: str = "float32"  # float32 | bfloat16 | float16 | auto
     quantization: str = "none"  # none | 8bit | 4bit; CUDA only
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         require_choice("llm.dtype", self.dtype, ("auto", *DTYPES))

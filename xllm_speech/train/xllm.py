@@ -25,6 +25,7 @@ from xllm_speech.interfaces.pretrained import start_qformer_from_bert, start_spe
 from xllm_speech.interfaces.speech import SpeechInterface
 from xllm_speech.interfaces.vision import ImageInterface, VideoInterface
 from xllm_speech.llm.loading import load_llm
+from xllm_speech.llm.lora import add_lora
 from xllm_speech.metrics.alignment import Counts, align
 from xllm_speech.models.checkpoints import WEIGHTS, find_model, load_foreign, read_asr_description
 from xllm_speech.models.media import ENCODER_OF, build_encoders
@@ -94,6 +95,7 @@ class XllmExperiment:
         require(self.eval_items >= 1 and self.eval_tokens >= 1, "eval_items and eval_tokens must be at least 1")
         if self.task == "align":
             require_choice("kind", self.kind, tuple(ENCODER_OF))
+            require(self.model.llm.lora.rank == 0, "model.llm.lora: phase 2 aligns with the LLM as it is; LoRA is for phase 3")
             allowed = {"image"} if self.kind == "video" else set()
             require(set(self.parents) <= allowed, f"parents: phase 2 of {self.kind} takes {', '.join(allowed) or 'none'}")
         else:
@@ -134,6 +136,7 @@ class XllmTask:
         if experiment.phase == 3:
             adopt_interfaces(config.interfaces, self.parents)
         llm = load_llm(config.llm.path, config.llm.dtype, str(fabric.device), config.llm.quantization)
+        add_lora(llm, config.llm.lora)
         self.model: XllmModel = build_xllm(config, llm)
         self._start(shares)
         plan = self.model.start_phase(experiment.phase, trained)

@@ -129,6 +129,30 @@ def test_phase_3_trains_the_adapters_and_leaves_the_rest_bit_for_bit(world: Worl
             assert same == (".adapter." not in name), name
 
 
+def test_lora_trains_in_phase_3_where_it_is_asked_for(world: World, exp: Path, tmp_path: Path) -> None:
+    value = integrate(world, exp, ("vsd", "caption"))
+    value["model"]["llm"]["lora"] = {"rank": 2}
+    value["optim"]["lr"] = 0.05
+    out = run(tmp_path, value)
+    own = load_file(out / "final/model.safetensors")
+    adapters = {name: tensor for name, tensor in own.items() if name.startswith("llm.")}
+    assert len(adapters) == 2 * 2  # A and B of two layers
+    model = load_xllm(out).model
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in adapters.items())
+    assert any(float(tensor.abs().max()) > 0 for name, tensor in adapters.items() if "lora_B" in name)
+    base = load_file(world.llm / "model.safetensors")
+    for name, tensor in base.items():
+        ours = state.get(f"llm.model.{name}", state.get(f"llm.model.{name}".replace("_value.", "_value.base_layer.")))
+        assert ours is not None, name
+        assert torch.equal(ours, tensor), name
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    value["task"], value["kind"], value["parents"] = "align", "speech", {}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(value))
+    with pytest.raises(ConfigError, match="LoRA is for phase 3"):
+        load_config(tmp_path / "two.yaml", XllmExperiment)
+
+
 def test_a_run_that_stopped_goes_on_to_the_same_weights(world: World, exp: Path, tmp_path: Path) -> None:
     value = integrate(world, exp)
     whole = run(tmp_path, value, out=tmp_path / "whole")
