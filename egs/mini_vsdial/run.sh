@@ -251,10 +251,9 @@ stage 51 "score the answers" --needs "${answers[@]}" ../../local/score_answers.p
   video/direction_accuracy=exp/answers/video.jsonl#vl video/blind_accuracy=exp/answers/no_video.jsonl#vl \
   video/chance=chance:exp/answers/video.jsonl#vl
 
-end_stages
-
-if [ "$dry_run" = false ]; then
-  homophones=()
+show_table() {
+  local -a homophones=()
+  local model condition name score
   for model in "${models[@]}"; do
     for condition in "${conditions[@]}"; do
       name=$condition
@@ -268,4 +267,15 @@ if [ "$dry_run" = false ]; then
   fi
   python3 ../../local/show_results.py --minutes exp/minutes.tsv --out exp/report/metrics.json --answers exp/score/answers.json \
     "${results[@]}"
-fi
+}
+stage 52 "gather the numbers" --needs "${scores[@]}" "${llm_scores[@]}" exp/score/answers.json local/score_homophones.py \
+  ../../local/show_results.py --makes exp/report/metrics.json -- \
+  show_table
+
+stage 59 "report" --needs "${scores[@]}" "${llm_scores[@]}" exp/score/answers.json exp/xllm/integrate/final/model.safetensors \
+  --makes exp/report/index.html exp/report/RESULTS.md -- \
+  xllm-speech report exp --markdown exp/report/RESULTS.md
+
+end_stages
+
+if [ "$dry_run" = false ]; then show_table; fi

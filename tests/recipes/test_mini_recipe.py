@@ -62,6 +62,7 @@ def test_recipe_runs_to_its_table_and_again_does_nothing(recipe: Path) -> None:
             assert meta["images"] is (condition == "S+V")
             assert meta["failed"] == 0
     assert "CIF model" in first.stdout
+    assert "<html" in (recipe / "exp/report/index.html").read_text()[:200]
     assert "spoken question" in first.stdout
 
     second = run(recipe, f"--train-options={SMALL}")

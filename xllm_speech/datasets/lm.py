@@ -22,6 +22,7 @@ from xllm_speech.prompts.instructions import INSTRUCTIONS
 from xllm_speech.prompts.templates import CHINESE, TAGS
 
 IGNORED_LABEL = -100
+TRIES = 1000  # captions that are looked at for a question of an unlocked kind
 SEPARATOR = "，"  # between the questions of one prompt, and between their answers
 
 
@@ -60,10 +61,14 @@ class LmMix:
 class LmDataConfig:
     """The text of a corpus and what is asked about it.
 
-    texts: jsonl of {id, kind: scene | clip, caption, dialog: [{question, answer}, ...]}. twins: pairs of words that sound
+    texts: jsonl of {id, kind: scene | clip, caption, dialog: [{question, answer, kind}, ...]}; kind, of the question, may be
+    absent. twins: pairs of words that sound
     alike; a caption tells which is meant. twin_share: of utterances with such a word, how many are spelt with the other one.
     held_out: captions kept out of training for evaluation. batch_size: prompts. epoch_batches: batches in an epoch.
     pool_batches: so many batches are drawn together and sorted by length. scramble_chars: longest string by chance.
+    most_questions: in one prompt of several. curriculum: kinds of questions that are not asked from the beginning but for the
+    first, then one more after every `curriculum_batches` batches: what binds words to one another is learnt soon from one
+    kind and hardly ever from all kinds at once.
     """
 
     texts: str = ""
@@ -74,6 +79,9 @@ class LmDataConfig:
     epoch_batches: int = 100
     pool_batches: int = 10
     scramble_chars: int = 12
+    most_questions: int = 4
+    curriculum: list[str] = field(default_factory=list)
+    curriculum_batches: int = 400
     seed: int = 1
     mix: LmMix = field(default_factory=LmMix)
 
@@ -85,16 +93,26 @@ class LmDataConfig:
             require(value >= 1, f"data.{name} {value} must be at least 1")
         require(self.pool_batches >= 1, f"data.pool_batches {self.pool_batches} must be at least 1")
         require(self.scramble_chars >= 2, f"data.scramble_chars {self.scramble_chars} must be at least 2")
+        require(self.most_questions >= 1, f"data.most_questions {self.most_questions} must be at least 1")
+        require(self.curriculum_batches >= 1, f"data.curriculum_batches {self.curriculum_batches} must be at least 1")
+        require(len(set(self.curriculum)) == len(self.curriculum), f"data.curriculum {self.curriculum}: a kind occurs twice")
+
+    def locked(self, batches: int) -> frozenset[str]:
+        """Kinds of questions that are not yet asked after so many batches."""
+        return frozenset(self.curriculum[1 + batches // self.curriculum_batches :])
 
 
 @dataclass(frozen=True)
 class TextRow:
-    """One picture or clip in words. kind: image | video. dialog: (question, answer) pairs."""
+    """One picture or clip in words. kind: image | video. dialog: (question, answer) pairs. sorts: of each question, "" where
+    the corpus does not tell.
+    """
 
     id: str
     kind: str
     caption: str
     dialog: tuple[tuple[str, str], ...]
+    sorts: tuple[str, ...] = ()
 
     def texts(self) -> list[str]:
         """All that is said."""
@@ -153,7 +171,8 @@ def read_texts(path: str | Path) -> list[TextRow]:
     for number, line in read_jsonl(path):
         try:
             dialog = tuple((str(turn["question"]), str(turn["answer"])) for turn in line["dialog"])
-            row = TextRow(str(line["id"]), kinds[line["kind"]], str(line["caption"]), dialog)
+            sorts = tuple(str(turn.get("kind", "")) for turn in line["dialog"])
+            row = TextRow(str(line["id"]), kinds[line["kind"]], str(line["caption"]), dialog, sorts)
         except (KeyError, TypeError) as error:
             raise DataError(f"{path}:{number}: needs id, kind (scene or clip), caption and dialog ({error!r})") from error
         if not row.caption or not row.dialog or not all(question and answer for question, answer in row.dialog):
@@ -200,20 +219,22 @@ class LmSamples:
     """Draws prompts with answers from the text of a corpus.
 
     Args:
-        rows: to draw from. twins: pairs of words that sound alike. twin_share, scramble_chars: as in `LmDataConfig`.
+        rows: to draw from. twins: pairs of words that sound alike. twin_share, scramble_chars, most_questions: as in
+            `LmDataConfig`.
     """
 
     def __init__(
-        self, rows: Sequence[TextRow], twins: Sequence[Sequence[str]] = (), twin_share: float = 0.5, scramble_chars: int = 12
+        self, rows: Sequence[TextRow], twins: Sequence[Sequence[str]] = (), twin_share: float = 0.5, scramble_chars: int = 12,
+        most_questions: int = 4,
     ) -> None:
         self.rows = list(rows)
         self.scenes = [row for row in rows if row.kind == "image"] or self.rows
         self.twins = {a: b for one, other in twins for a, b in ((one, other), (other, one))}
-        self.twin_share, self.scramble_chars = twin_share, scramble_chars
+        self.twin_share, self.scramble_chars, self.most_questions = twin_share, scramble_chars, most_questions
         self.letters = sorted({letter for row in rows for text in row.texts() for letter in text})
 
-    def draw(self, task: str, rng: random.Random) -> Sample:
-        """One prompt of a kind named in `LmMix`, by chance.
+    def draw(self, task: str, rng: random.Random, locked: frozenset[str] = frozenset()) -> Sample:
+        """One prompt of a task named in `LmMix`, by chance. locked: kinds of questions that are not asked.
 
         Raises:
             ValueError: no such kind.
@@ -229,18 +250,42 @@ class LmSamples:
             case "caption":
                 return self.caption(row, rng)
             case "question":
-                return self.question(row, rng.choice(row.dialog))
+                row, turns = self._ask(self.rows, 1, rng, locked)
+                return self.question(row, turns[0])
             case "questions":
-                turns = rng.sample(row.dialog, len(row.dialog))
-                return self.questions(row, turns)
+                return self.questions(*self._ask(self.rows, self.most_questions, rng, locked))
             case "spoken":
-                row = rng.choice(self.scenes)
-                return self.spoken(row, rng.choice(row.dialog), rng)
+                row, turns = self._ask(self.scenes, 1, rng, locked)
+                return self.spoken(row, turns[0], rng)
             case "multimodal":
                 row = rng.choice(self.scenes)
                 return self.multimodal(row, rng.choice(row.dialog)[0], rng)
             case _:
                 raise ValueError(f"task {task} is not one of {', '.join(LmMix().shares())}")
+
+    def _ask(
+        self, rows: Sequence[TextRow], most: int, rng: random.Random, locked: frozenset[str]
+    ) -> tuple[TextRow, list[tuple[str, str]]]:
+        """A row and at most so many of its questions: first kinds, evenly, then one question of each."""
+        for _ in range(TRIES):
+            row = rng.choice(rows)
+            sorts = row.sorts or ("",) * len(row.dialog)
+            by_sort: dict[str, list[tuple[str, str]]] = {}
+            for sort, turn in zip(sorts, row.dialog, strict=True):
+                if sort not in locked:
+                    by_sort.setdefault(sort, []).append(turn)
+            if by_sort:
+                break
+        else:
+            raise DataError(f"data.curriculum: {TRIES} captions in a row have no question of an unlocked kind")
+        turns: list[tuple[str, str]] = []
+        while by_sort and len(turns) < most:
+            for sort in rng.sample(sorted(by_sort), len(by_sort)):
+                if len(turns) < most:
+                    turns.append(by_sort[sort].pop(rng.randrange(len(by_sort[sort]))))
+                if not by_sort[sort]:
+                    del by_sort[sort]
+        return row, turns
 
     def copy(self, id: str, text: str, rng: random.Random, task: str = "copy") -> Sample:
         """The words of an utterance -> the same words."""
@@ -337,7 +382,8 @@ def train_batches(
             skip -= len(mine)
             continue
         rng = random.Random(_number("lm", config.seed, epoch, pool))
-        found = [samples.draw(task, rng) for task in rng.choices(tasks, weights, k=count * config.batch_size)]
+        locked = config.locked((epoch * wanted + drawn - count) // world_size)
+        found = [samples.draw(task, rng, locked) for task in rng.choices(tasks, weights, k=count * config.batch_size)]
         found.sort(key=lambda sample: len(sample.prompt) + len(sample.answer))
         starts = list(range(0, len(found), config.batch_size))
         rng.shuffle(starts)

@@ -57,6 +57,8 @@ class UnitKey:
     def of(cls, weights: str | Path, encoder: Any, tail_threshold: float, channel: str) -> UnitKey:
         """The key of a model: its weights file, the encoder's configuration (a dataclass), CIF and feature settings."""
         settings = {name: value for name, value in asdict(encoder).items() if "dropout" not in name}
+        if not settings.get("chunk_steps"):  # full context, as before there were chunks: those caches still hold
+            settings = {name: value for name, value in settings.items() if name not in ("chunk_steps", "left_chunks")}
         return cls(sha256_file(weights), settings, tail_threshold, channel)
 
 

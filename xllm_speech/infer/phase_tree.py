@@ -180,7 +180,7 @@ class PhaseReader:
             node.steps, node.wall_sec = read_cost(training)
             node.core_sec = node.wall_sec * header.get("threads", 1) * header.get("processes", 1)
             node.trained = header.get("trained_parameters", node.trained)
-        except (DataError, AttributeError, TypeError) as error:
+        except (DataError, AttributeError, KeyError, TypeError) as error:
             node.error = f"{training / HEADER}: {error}"
 
 

@@ -136,7 +136,7 @@ class LmTask:
         self.texts_sha256 = sha256_file(data.texts)
         rows = read_texts(data.texts)
         training, held = hold_out(rows, data.held_out, data.seed)
-        self.samples = LmSamples(training, data.twins, data.twin_share, data.scramble_chars)
+        self.samples = LmSamples(training, data.twins, data.twin_share, data.scramble_chars, data.most_questions)
         self.tokenizer = load_vocabulary(make_vocabulary(known_texts([text for row in rows for text in row.texts()]),
                                                          experiment.model.words))
         glm = build_lm(experiment.model, self.tokenizer)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from clips import Clip, draw_clip
-from dialogues import ANSWERS, Question, hold_dialogue, spoken_question
+from dialogues import ANSWERS, Question, hold_dialogue, questions_about, spoken_question
 from noise import KINDS as NOISE_KINDS
 from scenes import HELD_OUT, PAIRS, SEEN_PAIRS, Scene, draw_scene
 from voices import VARIANTS, VOICE
@@ -252,21 +252,27 @@ def clip_rows(clips: list[PlannedClip]) -> list[dict[str, Any]]:
     ]
 
 
+ABSENT_PAIRS = 3  # that a text asks after
+
+
 def text_rows(seed: int, sizes: Sizes) -> list[dict[str, Any]]:
     """Text without pictures or speech, over all pairs, for a small language model: `text.jsonl`.
 
-    Four in five rows are a scene (its caption and a dialogue about it), the others a clip (caption, question, answer).
+    Four in five rows are a scene with every question about what is in it and some about what is not, the others a clip. Each
+    turn tells the kind of its question.
     """
     rows: list[dict[str, Any]] = []
     for number in range(sizes.texts):
         rng = stream(seed, "text", number)
         if number % 5 == 4:
             clip = draw_clip(rng, PAIRS)
-            row = {"kind": "clip", "caption": clip.caption, "dialog": [{"question": clip.question, "answer": clip.answer}]}
+            turn = {"question": clip.question, "answer": clip.answer, "kind": "direction"}
+            row = {"kind": "clip", "caption": clip.caption, "dialog": [turn]}
         else:
             scene = draw_scene(rng, PAIRS)
-            held = hold_dialogue(rng, scene, PAIRS, sizes.rounds)
-            turns = [{"question": question.text, "answer": question.answer} for question in held]
+            absent = [PAIRS[int(place)] for place in rng.choice(len(PAIRS), size=ABSENT_PAIRS, replace=False)]
+            held = questions_about(scene, absent)
+            turns = [{"question": question.text, "answer": question.answer, "kind": question.kind} for question in held]
             row = {"kind": "scene", "caption": scene.caption, "dialog": turns}
         rows.append({"id": f"text-{number:06d}", **row})
     return rows
