@@ -149,10 +149,13 @@ stage 15 "store CIF units" --with "device=$device" --needs exp/asr/average/model
 read -r -a lm_words <<<"$lm_options"
 mapfile -t lm_configs < <(config_with_bases "$lm_config")
 train_lm() {
-  run_cmd "$train_cmd" xllm-speech train --config "$lm_config" --out exp/lm \
+  # So small a model gains nothing from a second thread, but from a second process.
+  local where=$train_cmd
+  if [ "$where $device" = "local cpu" ] && [ "$nj" -gt 1 ]; then where="torchrun $nj"; fi
+  run_cmd "$where" xllm-speech train --config "$lm_config" --out exp/lm \
     "train.device=$device" "train.seed=$seed" "data.seed=$seed" "${lm_words[@]}"
 }
-stage 20 "train the language model, then frozen" --with "device=$device" "seed=$seed" "options=$lm_options" \
+stage 20 "train the language model, then frozen" --with "device=$device" "seed=$seed" "options=$lm_options" "processes=$nj" \
   --needs "${lm_configs[@]}" data/corpus/manifest.json --resumes exp/lm --makes exp/lm/final/model.safetensors -- \
   train_lm
 

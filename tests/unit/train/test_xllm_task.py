@@ -20,6 +20,8 @@ from tiny import World, make_llm, xllm_settings
 from xllm_speech.base.config import load_config
 from xllm_speech.base.errors import CheckpointError, ConfigError
 from xllm_speech.bin.main import main
+from xllm_speech.infer.xllm import XLLM
+from xllm_speech.manifests.conversations import read_conversations
 from xllm_speech.models.xllm_checkpoints import load_xllm
 from xllm_speech.train.xllm import XllmExperiment
 
@@ -260,3 +262,54 @@ def test_configurations_that_make_no_sense(tmp_path: Path, changes: dict[str, An
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(changes))
     with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / "x.yaml", XllmExperiment)
+
+
+def make_ast(folder: Path) -> Path:
+    """An untrained audio spectrogram transformer that reads 1.28 s at once."""
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "max_length": 128}
+    ASTModel(ASTConfig(**sizes)).save_pretrained(folder)
+    ASTFeatureExtractor(max_length=128).save_pretrained(folder)
+    return folder
+
+
+def make_bert(folder: Path) -> Path:
+    """An untrained BERT of one layer that knows a few characters."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"电量：80；蓝牙开关"]
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = BertConfig(vocab_size=20, max_position_embeddings=64, **sizes)
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["audio", "terminal"])
+def test_a_further_kind_joins_without_the_others(world: World, tmp_path: Path, kind: str) -> None:
+    """Non-speech sound and the state of a terminal: their encoder, their interface, their tag; then an answer."""
+    media = {"audio": {"path": str(world.folder / "speech/u0.wav")}, "terminal": {"text": "电量：80；蓝牙：开"}}[kind]
+    rows = [
+        {"id": f"{kind}{number}", "task": "text", "messages": [
+            {"role": "user", "content": [{"type": kind, **media}, {"type": "text", "text": "有没有"}]},
+            {"role": "assistant", "content": "没有"}]}
+        for number in range(4)
+    ]
+    manifest = tmp_path / "talks.jsonl"
+    manifest.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    value = settings(world, "align", ["text"], kind=kind)
+    value["data"]["train"][0]["path"] = str(manifest)
+    encoder = {"audio": make_ast, "terminal": make_bert}[kind](tmp_path / "encoder")
+    value["model"]["encoders"] = {{"audio": "audio", "terminal": "text"}[kind]: str(encoder)}
+    qformer = {"encoder_width": 16, "queries": 2, "width": 16, "layers": 1, "heads": 2, "feedforward": 24, "positions": 0}
+    value["model"]["interfaces"] = {"audio": {"qformer": qformer, "window_frames": 4}, "terminal": {"encoder_width": 16}}
+    out = run(tmp_path, value)
+    model = XLLM.from_pretrained(out)
+    talks = list(read_conversations(manifest, kinds=("text", kind)))
+    answers = list(model.answer(talks[:2], max_new_tokens=4))
+    assert [answer.error for answer in answers] == [None, None]
+    assert model.kinds == (kind,)
