@@ -22,7 +22,6 @@ from xllm_speech.prompts.instructions import INSTRUCTIONS
 from xllm_speech.prompts.templates import CHINESE, TAGS
 
 IGNORED_LABEL = -100
-TRIES = 1000  # captions that are looked at for a question of an unlocked kind
 SEPARATOR = "，"  # between the questions of one prompt, and between their answers
 
 
@@ -66,9 +65,7 @@ class LmDataConfig:
     alike; a caption tells which is meant. twin_share: of utterances with such a word, how many are spelt with the other one.
     held_out: captions kept out of training for evaluation. batch_size: prompts. epoch_batches: batches in an epoch.
     pool_batches: so many batches are drawn together and sorted by length. scramble_chars: longest string by chance.
-    most_questions: in one prompt of several. curriculum: kinds of questions that are not asked from the beginning but for the
-    first, then one more after every `curriculum_batches` batches: what binds words to one another is learnt soon from one
-    kind and hardly ever from all kinds at once.
+    most_questions: in one prompt of several.
     """
 
     texts: str = ""
@@ -80,8 +77,6 @@ class LmDataConfig:
     pool_batches: int = 10
     scramble_chars: int = 12
     most_questions: int = 4
-    curriculum: list[str] = field(default_factory=list)
-    curriculum_batches: int = 400
     seed: int = 1
     mix: LmMix = field(default_factory=LmMix)
 
@@ -94,12 +89,6 @@ class LmDataConfig:
         require(self.pool_batches >= 1, f"data.pool_batches {self.pool_batches} must be at least 1")
         require(self.scramble_chars >= 2, f"data.scramble_chars {self.scramble_chars} must be at least 2")
         require(self.most_questions >= 1, f"data.most_questions {self.most_questions} must be at least 1")
-        require(self.curriculum_batches >= 1, f"data.curriculum_batches {self.curriculum_batches} must be at least 1")
-        require(len(set(self.curriculum)) == len(self.curriculum), f"data.curriculum {self.curriculum}: a kind occurs twice")
-
-    def locked(self, batches: int) -> frozenset[str]:
-        """Kinds of questions that are not yet asked after so many batches."""
-        return frozenset(self.curriculum[1 + batches // self.curriculum_batches :])
 
 
 @dataclass(frozen=True)
@@ -233,8 +222,8 @@ class LmSamples:
         self.twin_share, self.scramble_chars, self.most_questions = twin_share, scramble_chars, most_questions
         self.letters = sorted({letter for row in rows for text in row.texts() for letter in text})
 
-    def draw(self, task: str, rng: random.Random, locked: frozenset[str] = frozenset()) -> Sample:
-        """One prompt of a task named in `LmMix`, by chance. locked: kinds of questions that are not asked.
+    def draw(self, task: str, rng: random.Random) -> Sample:
+        """One prompt of a task named in `LmMix`, by chance.
 
         Raises:
             ValueError: no such kind.
@@ -250,34 +239,23 @@ class LmSamples:
             case "caption":
                 return self.caption(row, rng)
             case "question":
-                row, turns = self._ask(self.rows, 1, rng, locked)
-                return self.question(row, turns[0])
+                return self.question(row, self._choose(row, 1, rng)[0])
             case "questions":
-                return self.questions(*self._ask(self.rows, self.most_questions, rng, locked))
+                return self.questions(row, self._choose(row, self.most_questions, rng))
             case "spoken":
-                row, turns = self._ask(self.scenes, 1, rng, locked)
-                return self.spoken(row, turns[0], rng)
+                row = rng.choice(self.scenes)
+                return self.spoken(row, self._choose(row, 1, rng)[0], rng)
             case "multimodal":
                 row = rng.choice(self.scenes)
                 return self.multimodal(row, rng.choice(row.dialog)[0], rng)
             case _:
                 raise ValueError(f"task {task} is not one of {', '.join(LmMix().shares())}")
 
-    def _ask(
-        self, rows: Sequence[TextRow], most: int, rng: random.Random, locked: frozenset[str]
-    ) -> tuple[TextRow, list[tuple[str, str]]]:
-        """A row and at most so many of its questions: first kinds, evenly, then one question of each."""
-        for _ in range(TRIES):
-            row = rng.choice(rows)
-            sorts = row.sorts or ("",) * len(row.dialog)
-            by_sort: dict[str, list[tuple[str, str]]] = {}
-            for sort, turn in zip(sorts, row.dialog, strict=True):
-                if sort not in locked:
-                    by_sort.setdefault(sort, []).append(turn)
-            if by_sort:
-                break
-        else:
-            raise DataError(f"data.curriculum: {TRIES} captions in a row have no question of an unlocked kind")
+    def _choose(self, row: TextRow, most: int, rng: random.Random) -> list[tuple[str, str]]:
+        """At most so many questions about a row: kinds evenly, however many questions there are of each."""
+        by_sort: dict[str, list[tuple[str, str]]] = {}
+        for sort, turn in zip(row.sorts or ("",) * len(row.dialog), row.dialog, strict=True):
+            by_sort.setdefault(sort, []).append(turn)
         turns: list[tuple[str, str]] = []
         while by_sort and len(turns) < most:
             for sort in rng.sample(sorted(by_sort), len(by_sort)):
@@ -285,7 +263,7 @@ class LmSamples:
                     turns.append(by_sort[sort].pop(rng.randrange(len(by_sort[sort]))))
                 if not by_sort[sort]:
                     del by_sort[sort]
-        return row, turns
+        return turns
 
     def copy(self, id: str, text: str, rng: random.Random, task: str = "copy") -> Sample:
         """The words of an utterance -> the same words."""
@@ -382,8 +360,7 @@ def train_batches(
             skip -= len(mine)
             continue
         rng = random.Random(_number("lm", config.seed, epoch, pool))
-        locked = config.locked((epoch * wanted + drawn - count) // world_size)
-        found = [samples.draw(task, rng, locked) for task in rng.choices(tasks, weights, k=count * config.batch_size)]
+        found = [samples.draw(task, rng) for task in rng.choices(tasks, weights, k=count * config.batch_size)]
         found.sort(key=lambda sample: len(sample.prompt) + len(sample.answer))
         starts = list(range(0, len(found), config.batch_size))
         rng.shuffle(starts)
