@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model directory, or the output of `train`")
     parser.add_argument(
         "--method", choices=("cif", "llm"), default="cif",
-        help="recogniser: cif, the CIF ASR model (default); llm, an X-LLM, which gives texts without times",
+        help="recogniser: cif, the CIF ASR model (default); llm, an X-LLM, with times from its CIF units",
     )
     source = parser.add_argument_group("speech, one of")
     source.add_argument("audio", nargs="*", metavar="AUDIO", help="audio files; `-` reads one from standard input")
@@ -31,12 +31,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="where to write; default and `-`: standard output")
     parser.add_argument("--format", choices=("json", "text", "srt", "ctm", "textgrid"), help="json in a file, else text")
     search = parser.add_argument_group("search")
-    search.add_argument("--search", choices=("greedy", "beam", "fast"), default="greedy", help="cif; default: greedy")
+    search.add_argument("--search", choices=("greedy", "beam", "fast", "ctc", "graph"), default="greedy",
+                        help="cif; ctc: prefix beam search of the CTC head, graph: over --lexicon and --lm (greedy)")
+    search.add_argument("--lm", type=Path, metavar="FILE", help="cif: n-gram model of the model's tokens (see `ngram`)")
+    search.add_argument("--lm-weight", type=float, default=0.3, help="cif: of its log probabilities (default: 0.3)")
+    search.add_argument("--hotwords", type=Path, metavar="FILE", help="cif: likely phrases, one per line")
+    search.add_argument("--hotword-bonus", type=float, default=1.5, help="cif: per token, natural log (default: 1.5)")
+    search.add_argument("--length-bonus", type=float, default=0.0, help="cif: per token of --search ctc (default: 0)")
+    search.add_argument("--lexicon", type=Path, metavar="FILE", help="cif: words of --search graph; --lm is then of words")
     search.add_argument("--beam", type=int, help="cif: hypotheses kept by --search beam (default: 5); llm: beams (default: 1)")
     search.add_argument("--ctc-weight", type=float, default=0.3, help="cif: share of CTC in beam scores, in [0, 1) (0.3)")
     search.add_argument("--passes", type=int, default=1, help="cif: decoder passes of --search fast (default: 1)")
     search.add_argument("--wording", type=int, metavar="N", help="llm: instruction to give, from 0 (default: drawn by the id)")
     search.add_argument("--max-tokens", type=int, metavar="N", help="llm: most tokens of a text (default: 256)")
+    search.add_argument(
+        "--draft", choices=("cif", "none"),
+        help="llm: what the LLM verifies in few passes: cif, the CIF hypothesis (default), or none; the text is the same",
+    )
+    search.add_argument(
+        "--no-guard", action="store_true",
+        help="llm: take its text as it is, on silence, in a loop or far from what the CIF model heard",
+    )
+    parser.add_argument("--long", action="store_true", help="cif: cut audio files of any length by voice activity; a run "
+                        "that was killed goes on where it was, by a journal beside --out")
     parser.add_argument("--batch-sec", type=float, default=60.0, help="audio seconds decoded together (default: 60)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
@@ -65,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
         to_file = args.out is not None and args.out != "-"
         written = write_hypotheses(stream(speech, report), args.out, args.format or ("json" if to_file else "text"))
     wall_sec = time.perf_counter() - begin
+    if args.long and to_file:
+        from xllm_speech.infer.long_audio import remove_journals
+
+        remove_journals(args.out, ["stdin.wav" if name == "-" else name for name in args.audio])  # the result is written
     for name, reason in [*report.failed, *report.notes, *(row for row in written.skipped if row not in report.failed)]:
         print(f"xllm-speech transcribe: {name}: {reason}", file=sys.stderr)
     rate = f"{report.audio_sec / wall_sec:.{0 if report.audio_sec > 9 * wall_sec else 2}f} times real time" if wall_sec else ""
@@ -91,23 +112,34 @@ def _load_cif(args: argparse.Namespace, device: Any) -> tuple[Callable[..., Any]
     """(speech, report) -> hypotheses of the CIF ASR model, and what describes it."""
     from xllm_speech.base.config import require
     from xllm_speech.infer.asr import CifAsr
-    from xllm_speech.models.asr import SearchConfig
+    from xllm_speech.infer.long_audio import transcribe_recordings
+    from xllm_speech.models.search import describe_search, make_search
 
-    for option in ("wording", "max_tokens"):
-        require(vars(args)[option] is None, f"--{option.replace('_', '-')} is for --method llm; leave it away")
+    for option in ("wording", "max_tokens", "draft", "no_guard"):
+        given = vars(args)[option]
+        require(given is None or given is False, f"--{option.replace('_', '-')} is for --method llm; leave it away")
     beam = 5 if args.beam is None else args.beam
-    search = SearchConfig(method=args.search, beam=beam, ctc_weight=args.ctc_weight, passes=args.passes)
+    require(not args.long or bool(args.audio), "--long is for audio files, not for --cuts or --kaldi, which are cut already")
     model = CifAsr.from_pretrained(args.model, device)
+    search = make_search(
+        model.table, args.search, beam, args.ctc_weight, args.passes, args.length_bonus, args.lm, args.lm_weight,
+        args.hotwords, args.hotword_bonus, args.lexicon,
+    )
     require(
         args.image is None or model.sees_images,
         f"--image: the model in {model.folder} was trained without pictures; leave it away",
     )
     described = {
         "model": str(args.model), "checkpoint_sha256": model.weights_sha256, "method": "cif", "prompt": None,
-        "config": {"search": search.method, "beam": search.beam, "ctc_weight": search.ctc_weight, "passes": search.passes},
+        "config": describe_search(search) | {"long": args.long},
     }
 
     def stream(speech: Any, report: Any) -> Any:
+        if args.long:
+            out = None if args.out in (None, "-") else args.out
+            return transcribe_recordings(
+                model, speech, out, report, search=search, image=args.image, channel=args.channel, batch_sec=args.batch_sec
+            )
         return model.stream(
             speech, search, args.image, args.batch_sec, not args.no_images, not args.no_captions, report, args.channel
         )
@@ -119,21 +151,26 @@ def _load_llm(args: argparse.Namespace, device: Any) -> tuple[Callable[..., Any]
     """(speech, report) -> hypotheses of an X-LLM, and what describes it."""
     from xllm_speech.base.config import require
     from xllm_speech.infer.generation import AnswerOptions
+    from xllm_speech.infer.transcribing import TranscribingReport
     from xllm_speech.infer.xllm import XLLM
 
-    require(
-        args.format in (None, "json", "text"),
-        f"--format {args.format} needs times, which --method llm does not give; use json or text, or --method cif",
-    )
     require(args.search == "greedy" and args.passes == 1, "--search and --passes are for --method cif; leave them away")
+    for option in ("lm", "hotwords", "lexicon", "long"):
+        require(not vars(args)[option], f"--{option} is for --method cif; leave it away")
     beams = 1 if args.beam is None else args.beam
+    require(beams == 1 or args.draft is None, "--draft is for greedy search; leave it or --beam away")
+    draft, guard, told = args.draft or "cif", not args.no_guard, TranscribingReport()
     options = AnswerOptions(args.max_tokens, beams)
     model = XLLM.from_pretrained(args.model, device)
-    described = model.describe(args.wording) | {"config": {"max_tokens": args.max_tokens, "beam": beams}}
+    described = model.describe(args.wording) | {
+        "config": {"max_tokens": args.max_tokens, "beam": beams, "draft": draft if beams == 1 else None, "guard": guard},
+    }
 
     def stream(speech: Any, report: Any) -> Any:
-        return model.stream(
-            speech, options, args.image, not args.no_images, args.wording, args.batch_sec, report, args.channel
+        yield from model.stream(
+            speech, options, args.image, not args.no_images, args.wording, args.batch_sec, report, args.channel,
+            draft=draft, guard=guard, told=told,
         )
+        described.update(told.describe())
 
     return stream, described

@@ -14,11 +14,14 @@ from xllm_speech.base.errors import DataError, SeamError, first_line
 from xllm_speech.datasets.readers import Place, SpeechReader
 from xllm_speech.features.fbank import load_features
 from xllm_speech.infer.answering import Answerer, Readers
-from xllm_speech.infer.answers import AnsweringReport, prepare
+from xllm_speech.infer.answers import Answer, AnsweringReport, prepare
 from xllm_speech.infer.asr import WINDOW, DecodingReport, batches_by_length, describe_cut
 from xllm_speech.infer.generation import AnswerOptions
+from xllm_speech.infer.guard import EMPTY, KEPT
+from xllm_speech.infer.llm_times import time_text
+from xllm_speech.infer.transcribing import Transcript
 from xllm_speech.manifests.cuts import utterance_of
-from xllm_speech.records import Conversation, ConversationItem, Hypothesis, Message
+from xllm_speech.records import Conversation, ConversationItem, Hypothesis, Message, TimedToken
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +50,9 @@ class CutReader(SpeechReader):
 class LlmRecogniser:
     """Transcripts from an X-LLM.
 
-    answerer: the model. readers: of pictures. channel: of recordings with several. use_images: whether the pictures that
-    cuts bring along count. wording: which instruction is given, None draws one by the cut's id.
+    answerer: the model; a `SpeechAnswerer` gives times, confidences and the guard's word too. readers: of pictures. channel:
+    of recordings with several. use_images: whether the pictures that cuts bring along count. wording: which instruction is
+    given, None draws one by the cut's id.
     """
 
     answerer: Answerer
@@ -93,12 +97,12 @@ class LlmRecogniser:
                 out[place] = describe_cut(cut, "", error=first_line(error))
                 continue
             asked[name] = place, cut
-            talks[name] = prepare(_conversation(name, image), self.wording)
+            talks[name] = prepare(ask_transcript(name, image), self.wording)
         readers = {**self.readers, "speech": CutReader(self.channel, {name: cut for name, (_, cut) in asked.items()})}
         work = AnsweringReport()
         answers = self.answerer.answer_batch(list(talks.values()), self.options, readers, work) if talks else {}
         blind = [
-            prepare(_conversation(name, None), self.wording)
+            prepare(ask_transcript(name, None), self.wording)
             for name, answer in answers.items() if answer.error is not None and talks[name].task == "masr"
         ]
         heard = self.answerer.answer_batch(blind, self.options, readers, work) if blind else {}
@@ -107,7 +111,7 @@ class LlmRecogniser:
                 report.notes.append((asked[name][1].id, f"used without its picture: {answers[name].error}"))
         for name, answer in (answers | heard).items():
             place, cut = asked[name]
-            out[place] = describe_cut(cut, answer.text, error=answer.error)
+            out[place] = describe_transcript(cut, answer)
             if answer.error is None:
                 report.audio_sec += cut.duration
             if answer.cut:
@@ -117,7 +121,29 @@ class LlmRecogniser:
         return out
 
 
-def _conversation(name: str, image: str | None) -> Conversation:
+def describe_transcript(cut: Cut, answer: Answer) -> Hypothesis:
+    """The hypothesis that an answer makes: what the guard left of its text, with times in the recording and confidences."""
+    if answer.error is not None or not isinstance(answer, Transcript) or answer.heard is None:
+        return describe_cut(cut, answer.text, error=answer.error)
+    text, score, extra = answer.text, None, {}
+    tokens = time_text(text, answer.heard, answer.letter_log_probs)
+    if answer.letter_log_probs is not None:
+        score = round(sum(answer.letter_log_probs), 4)
+    if answer.verdict is not None:
+        extra["guard"] = answer.verdict.record(answer.text)
+        if answer.verdict.decision != KEPT:
+            text, score = answer.verdict.text, None
+            tokens = [] if answer.verdict.decision == EMPTY else answer.heard.tokens
+    return describe_cut(cut, text, tokens=[_in_recording(token, cut) for token in tokens], score=score, extra=extra)
+
+
+def _in_recording(token: TimedToken, cut: Cut) -> TimedToken:
+    """The token with times from the start of the recording, none behind the end of the cut."""
+    begin, end = (round(cut.start + min(value, cut.duration), 3) for value in (token.start_sec, token.end_sec))
+    return TimedToken(token.text, begin, end, None if token.confidence is None else round(token.confidence, 4))
+
+
+def ask_transcript(name: str, image: str | None) -> Conversation:
     """Recognition of the cut `name`, with an image where there is one."""
     seen = [] if image is None else [ConversationItem("image", path=image)]
     items = (*seen, ConversationItem("speech", cut=name))

@@ -14,7 +14,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 
 from xllm_speech.base.config import require
-from xllm_speech.base.errors import DataError
+from xllm_speech.base.errors import ConfigError, DataError
 from xllm_speech.base.files import sha256_file
 from xllm_speech.datasets.media import build_readers
 from xllm_speech.datasets.readers import MediaReader
@@ -24,12 +24,15 @@ from xllm_speech.infer.answers import Answer, AnsweringReport
 from xllm_speech.infer.asr import DecodingReport, speech_items
 from xllm_speech.infer.export import export_xllm
 from xllm_speech.infer.generation import AnswerOptions, stream_text
+from xllm_speech.infer.guard import GuardConfig
 from xllm_speech.infer.llm_asr import LlmRecogniser
 from xllm_speech.infer.messages import question_from_messages
+from xllm_speech.infer.transcribing import SpeechAnswerer, TranscribingReport
 from xllm_speech.models.checkpoints import WEIGHTS, find_model
 from xllm_speech.models.xllm_checkpoints import XllmCheckpoint, load_xllm
 from xllm_speech.prompts import INSTRUCTIONS, Spliced
 from xllm_speech.records import Conversation, Hypothesis
+from xllm_speech.text.tokens import TokenTable
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +139,8 @@ class XLLM:
         max_new_tokens: int | None = None,
         num_beams: int = 1,
         batch_sec: float = 60.0,
+        draft: str = "cif",
+        guard: bool | GuardConfig = True,
     ) -> list[Hypothesis]:
         """Recognise files or cuts; one hypothesis each, in order. A file that cannot be read gives one with `error` set.
 
@@ -143,12 +148,15 @@ class XLLM:
             speech: one or many paths of audio files, or lhotse cuts. image: a picture for all of them; cuts may bring their
                 own (`use_images`: whether those count). wording: which instruction is given, None draws one by the cut's id.
             batch_sec: audio seconds answered together; results do not depend on it.
+            draft: what greedy search verifies in few passes of the LLM, cif (the ASR model's hypothesis) or none; the text is
+                the same. guard: silence gives no text, and a transcript that cannot come from what was said gives way to the
+                ASR model's (`infer.guard`; decisions stand in `extra`).
 
         Raises:
             ConfigError: the model has no interface for speech, or none for the image, or an option is out of its range.
         """
         options = AnswerOptions(max_new_tokens, num_beams)
-        return list(self.stream(speech, options, image, use_images, wording, batch_sec))
+        return list(self.stream(speech, options, image, use_images, wording, batch_sec, draft=draft, guard=guard))
 
     def stream(
         self,
@@ -161,8 +169,12 @@ class XLLM:
         report: DecodingReport | None = None,
         channel: str | None = None,
         on_progress: Callable[[DecodingReport], None] | None = None,
+        draft: str = "cif",
+        guard: bool | GuardConfig = True,
+        told: TranscribingReport | None = None,
     ) -> Iterator[Hypothesis]:
-        """Like `transcribe`, one by one; `report` is filled in on the way, without one its notes go to the log."""
+        """Like `transcribe`, one by one; `report` and `told` are filled in on the way, without `report` its notes go to the
+        log."""
         options = options or AnswerOptions()
         self.answerer.room(options)
         has = ", ".join(self.kinds)
@@ -170,11 +182,23 @@ class XLLM:
         require(
             image is None or "image" in self.kinds, f"{self.folder}: has interfaces for {has}, none for images; leave it away"
         )
+        answerer = self.make_speech_answerer(draft, guard, told)
         recogniser = LlmRecogniser(
-            self.answerer, self.readers, options, channel or self.checkpoint.description.channel,
+            answerer, self.readers, options, channel or self.checkpoint.description.channel,
             "image" in self.kinds and (use_images or image is not None), wording,
         )
         return recogniser.stream(speech_items(speech, None if image is None else str(image)), batch_sec, report, on_progress)
+
+    def make_speech_answerer(
+        self, draft: str = "cif", guard: bool | GuardConfig = True, told: TranscribingReport | None = None
+    ) -> SpeechAnswerer:
+        """What `transcribe` asks for transcripts; its arguments mean the same there."""
+        description, asr = self.checkpoint.description, self.checkpoint.encoders.asr
+        if asr is None:
+            raise ConfigError(f"{self.folder}: no ASR model is loaded; transcripts need model.encoders.asr")
+        bounds = GuardConfig() if guard is True else guard or None
+        table = TokenTable.load(find_model(description.model.encoders.asr))
+        return SpeechAnswerer(self.answerer, asr, table, draft, bounds, told)
 
     @overload
     def chat(

@@ -1,0 +1,253 @@
+"""Transcripts of a tiny X-LLM: the same with a draft and without, in any company; silence, loops and inventions are caught."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from xllm_speech import XLLM
+from xllm_speech.base.errors import ConfigError
+from xllm_speech.bin import main as entry
+from xllm_speech.features.audio import load_file
+from xllm_speech.infer import transcribing
+from xllm_speech.infer.asr import CifAsr, DecodingReport
+from xllm_speech.infer.generation import AnswerOptions
+from xllm_speech.infer.guard import GuardConfig
+from xllm_speech.infer.transcribing import TranscribingReport
+from xllm_speech.llm import LoadedLlm
+from xllm_speech.manifests.cuts import save_cuts
+from xllm_speech.models.asr import SearchConfig
+
+# A chance model hears nothing sensible: bounds under which all of its transcripts but the loudest nonsense pass.
+OPEN = GuardConfig(heard_per_unit=0.0, shortest=0.0, longest=99.0, furthest=1.0, slack=99)
+
+
+@pytest.fixture(scope="module")
+def model(xllm_dir):
+    return XLLM.from_pretrained(xllm_dir)
+
+
+@pytest.fixture(scope="module")
+def files(media, tmp_path_factory):
+    """Sixteen recordings of many lengths, some with a picture."""
+    folder = tmp_path_factory.mktemp("many")
+    rng = np.random.default_rng(3)
+    cuts = []
+    for number in range(16):
+        path = folder / f"u{number:02d}.wav"
+        soundfile.write(path, rng.uniform(0.05, 0.3) * rng.standard_normal(int(16000 * rng.uniform(0.3, 3.0))), 16000)
+        cut = load_file(path)
+        if number % 3:
+            cut.custom = {"image": str(media / ("red.png" if number % 2 else "green.png"))}
+        cuts.append(cut)
+    return cuts
+
+
+@pytest.fixture(scope="module")
+def heard(model_dir, files):
+    """What the CIF model by itself makes of the files."""
+    return CifAsr.from_pretrained(model_dir).transcribe(files, SearchConfig("fast"), use_images=False)
+
+
+def texts(hypotheses):
+    return [hypothesis.text for hypothesis in hypotheses]
+
+
+@pytest.mark.parametrize("wording", [None, 0])
+def test_a_draft_changes_the_passes_and_nothing_else(model, files, wording):
+    told = {draft: TranscribingReport() for draft in ("cif", "none")}
+    found = {
+        draft: list(model.stream(files, AnswerOptions(12), wording=wording, draft=draft, guard=False, told=told[draft]))
+        for draft in told
+    }
+    assert texts(found["cif"]) == texts(found["none"])
+    assert len(set(texts(found["cif"]))) > 4
+    for ours, plain in zip(found["cif"], found["none"], strict=True):
+        assert [token.text for token in ours.tokens] == [token.text for token in plain.tokens]
+        assert ours.score == pytest.approx(plain.score, abs=1e-3)
+        assert not ours.extra
+    assert told["none"].passes == told["none"].tokens
+    assert told["none"].describe()["acceptance_rate"] is None
+    assert told["cif"].passes <= told["none"].passes
+    assert told["cif"].asked == 16
+    assert told["cif"].offered > 0
+
+
+def test_what_the_cif_model_heard_is_what_is_drafted(model, files, heard, monkeypatch):
+    drafted = []
+
+    class Recorder(transcribing.Drafter):
+        def __init__(self, llm, expected):
+            drafted.extend(expected)
+            super().__init__(llm, expected)
+
+    monkeypatch.setattr(transcribing, "Drafter", Recorder)
+    model.transcribe(files, max_new_tokens=4, guard=False, batch_sec=10.0)
+    assert sorted(drafted) == sorted(texts(heard))
+
+
+@pytest.mark.parametrize(("beams", "draft"), [(1, "cif"), (1, "none"), (2, "cif")])
+def test_a_batch_of_sixteen_equals_one_by_one(model, files, beams, draft):
+    transcribe = functools.partial(model.transcribe, max_new_tokens=10, num_beams=beams, draft=draft, guard=OPEN)
+    together, apart = transcribe(files, batch_sec=1000.0), [transcribe(cut)[0] for cut in files]
+    assert texts(together) == texts(apart)
+    assert [h.id for h in together] == [cut.id for cut in files]
+    for one, other in zip(together, apart, strict=True):
+        assert [replace(token, confidence=None) for token in one.tokens] == [
+            replace(token, confidence=None) for token in other.tokens
+        ]
+        assert one.extra["guard"]["decision"] == other.extra["guard"]["decision"]
+    assert (together[0].score is None) == (beams > 1)
+
+
+def test_a_batch_too_big_for_the_memory_is_halved_and_lost_to_nobody(model, files, monkeypatch):
+    expected = model.transcribe(files, max_new_tokens=8, guard=False)
+    seen = []
+    splice = model.checkpoint.model.splice
+
+    def small(batch, **options):
+        seen.append(len(batch.conversations))
+        if len(batch.conversations) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return splice(batch, **options)
+
+    monkeypatch.setattr(model.checkpoint.model, "splice", small)
+    report = DecodingReport()
+    found = list(model.stream(files, AnswerOptions(8), guard=False, report=report, batch_sec=1000.0))
+    assert texts(found) == texts(expected)
+    assert max(seen) == 16
+    assert not report.failed
+
+
+def test_times_lie_in_the_recording(model, media, files):
+    part = load_file(media / "long.wav").truncate(offset=0.5, duration=1.0, preserve_id=True)
+    for cut, found in zip([part, *files], model.transcribe([part, *files], max_new_tokens=12, guard=False), strict=True):
+        assert "".join(token.text for token in found.tokens) == "".join(found.text.split())
+        edges = [edge for token in found.tokens for edge in (token.start_sec, token.end_sec)]
+        assert edges == sorted(edges)
+        assert all(cut.start <= edge <= round(cut.start + cut.duration, 3) for edge in edges)
+        assert all(0 <= token.confidence <= 1 for token in found.tokens)
+
+
+def write(folder, name, samples):
+    soundfile.write(folder / f"{name}.wav", samples, 16000, subtype="PCM_16")
+    return folder / f"{name}.wav"
+
+
+def test_silence_gives_no_text_and_asks_no_llm(model, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    quiet = [
+        write(tmp_path, "zeros", np.zeros(100 * 16000)),  # far too long for the prompt, which is no reason for an error
+        write(tmp_path, "digit", rng.integers(-1, 2, 32000) / 32768), write(tmp_path, "click", np.eye(1, 32000, 900)[0] * 1e-3),
+    ]
+    monkeypatch.setattr(model.checkpoint.model.llm.model, "forward", lambda **_: pytest.fail("the LLM was asked"))
+    told = TranscribingReport()
+    for found in model.stream(quiet, AnswerOptions(8), told=told):
+        assert (found.text, found.tokens, found.error) == ("", [], None)
+        assert found.extra["guard"]["decision"] == "empty"
+    assert told.describe()["guard"] == {"empty": 3}
+    assert told.describe()["llm_passes_per_utterance"] is None
+
+
+def test_silence_costs_its_neighbours_nothing(model, files, tmp_path):
+    expected = model.transcribe(files[:3], max_new_tokens=8, guard=OPEN)
+    found = model.transcribe(
+        [files[0], write(tmp_path, "zeros", np.zeros(16000)), *files[1:3]], max_new_tokens=8, guard=OPEN, batch_sec=1000.0
+    )
+    assert found[1].text == ""
+    assert [found[0], *found[2:]] == expected
+
+
+def test_an_invention_gives_way_to_what_was_heard(model, files, heard):
+    free = model.transcribe(files, max_new_tokens=12, guard=False)
+    bounds = GuardConfig(heard_per_unit=0.0, shortest=0.0, longest=99.0, slack=99, furthest=0.01)
+    guarded = model.transcribe(files, max_new_tokens=12, guard=bounds)
+    assert sum(found.extra["guard"]["decision"] == "cif" for found in guarded) > 8
+    for plain, found, ours in zip(free, guarded, heard, strict=True):
+        record = found.extra["guard"]
+        assert record["decision"] in ("cif", "empty")
+        if record["decision"] == "cif":
+            assert record["llm_text"] == plain.text != found.text
+            assert (found.text, found.score) == (ours.text, None)
+            assert [(token.text, token.confidence) for token in found.tokens] == [
+                (token.text, token.confidence) for token in ours.tokens
+            ]
+
+
+def test_five_minutes_of_noise_can_be_told_by_ctc(model, tmp_path, monkeypatch):
+    asr = model.checkpoint.encoders.asr
+    with torch.no_grad():
+        kept = asr.ctc_head.bias.clone()
+        asr.ctc_head.bias[0] = 50.0  # blank everywhere
+    try:
+        found = model.transcribe(write(tmp_path, "noise", 0.1 * np.random.default_rng(1).standard_normal(48000)))[0]
+    finally:
+        with torch.no_grad():
+            asr.ctc_head.bias.copy_(kept)
+    assert (found.text, found.error) == ("", None)
+    assert re.search("CTC hears less", found.extra["guard"]["reason"])
+
+
+def test_the_command_writes_times_and_tells_what_it_did(xllm_dir, files, tmp_path, capsys):
+    cuts = tmp_path / "cuts.jsonl.gz"
+    save_cuts(files[:5], cuts)
+    common = ["transcribe", "--model", str(xllm_dir), "--method", "llm", "--cuts", str(cuts), "--max-tokens", "10"]
+    for draft in ("cif", "none"):
+        assert entry.main([*common, "--draft", draft, "--out", str(tmp_path / f"{draft}.jsonl")]) == 0
+    rows = {draft: (tmp_path / f"{draft}.jsonl").read_text().splitlines() for draft in ("cif", "none")}
+    assert [json.loads(row)["text"] for row in rows["cif"]] == [json.loads(row)["text"] for row in rows["none"]]
+    assert {json.loads(row)["extra"]["guard"]["decision"] for row in rows["cif"]} <= {"kept", "cif", "empty"}
+    meta = json.loads((tmp_path / "cif.jsonl.meta.json").read_text())
+    assert (meta["config"]["draft"], meta["config"]["guard"]) == ("cif", True)
+    assert sum(meta["guard"].values()) == 5
+    assert entry.main([*common, "--no-guard", "--out", str(tmp_path / "free.jsonl")]) == 0
+    rows = [json.loads(row) for row in (tmp_path / "free.jsonl").read_text().splitlines()]
+    assert not any("extra" in row for row in rows)
+    meta = json.loads((tmp_path / "free.jsonl.meta.json").read_text())
+    assert meta["llm_passes_per_utterance"] >= 1
+    assert (meta["config"]["guard"], meta["guard"]) == (False, {})
+    for form in ("ctm", "srt", "textgrid"):
+        assert entry.main([*common, "--no-guard", "--format", form, "--out", str(tmp_path / form)]) == 0
+    lines = (tmp_path / "ctm").read_text().splitlines()
+    assert len(lines) == sum(len(row["tokens"]) for row in rows) > 0
+    assert len(list((tmp_path / "srt").glob("*.srt"))) == len(list((tmp_path / "textgrid").glob("*.TextGrid"))) == 5
+    capsys.readouterr()
+    assert entry.main([*common, "--draft", "cif", "--beam", "2"]) != 0
+    assert "--draft is for greedy search" in capsys.readouterr().err
+    for option in (["--no-guard"], ["--draft", "cif"]):
+        assert entry.main(["transcribe", "--model", str(xllm_dir), "--cuts", str(cuts), *option]) != 0
+        assert f"{option[0]} is for --method llm" in capsys.readouterr().err
+
+
+def test_an_unknown_draft_is_refused(model):
+    with pytest.raises(ConfigError, match="draft"):
+        model.transcribe([], draft="best")
+
+
+def test_the_bench_compares_both_ways_with_the_reference(xllm_dir, files, tmp_path, capsys, monkeypatch):
+    cuts = tmp_path / "cuts.jsonl.gz"
+    save_cuts(files[:6], cuts)
+    common = ["bench", "decode", "--model", str(xllm_dir), "--cuts", str(cuts), "--max-tokens", "8", "--threads", "1", "--json"]
+    assert entry.main(common) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["utterances"], result["identical"], result["differing"], result["failed"]) == (6, 6, [], [])
+    assert 1 <= result["llm_passes_per_utterance"] <= result["plain_passes_per_utterance"] <= 8
+    assert result["wall_ratio"] == pytest.approx(result["plain_sec"] / result["drafted_sec"])
+    assert entry.main([*common, "--batch", "4", "--limit", "5", "--no-images"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["utterances"], result["identical"], result["batch"]) == (5, 5, 4)
+    # a search that answers otherwise is found out
+    monkeypatch.setattr(LoadedLlm, "generate", lambda self, prompt, *_, **__: [[5]] * len(prompt.ids_BL))
+    assert entry.main(common) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["identical"] < 6
+    assert len(result["differing"]) == 6 - result["identical"]
+    assert entry.main([*common, "--batch", "0"]) != 0
+    assert "--batch 0" in capsys.readouterr().err
