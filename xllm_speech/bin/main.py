@@ -43,6 +43,7 @@ VERBS: dict[str, str] = {
     "answer": "answer the conversations of a manifest with an X-LLM",
     "chat": "talk with an X-LLM about images, clips and speech",
     "serve": "answer over HTTP: an OpenAI-compatible API, and a web demo",
+    "export": "write an X-LLM as one folder that loads anywhere, with its card",
     "score": "compare recognised text with its reference: CER and more",
     "judge": "ask a judge which of two systems answers better, and sum up its verdicts",
     "bench": "measure speed and memory beside reference implementations",
@@ -109,6 +110,10 @@ def load_verb(name: str) -> Verb:
             from xllm_speech.bin import serve
 
             return serve
+        case "export":
+            from xllm_speech.bin import export
+
+            return export
         case "score":
             from xllm_speech.bin import score
 

@@ -1,5 +1,6 @@
 """An X-LLM as one folder that works wherever it is moved: whole interfaces, and the frozen parts beside them.
 
+    README.md                       the model card
     model.yaml model.safetensors    as any model directory, `complete`, its paths relative to the folder
     llm/ vision/ asr/ audio/ text/  the frozen parts it needs, file by file as they were
 """
@@ -14,6 +15,7 @@ import yaml
 
 from xllm_speech.base.errors import CheckpointError
 from xllm_speech.base.files import atomic_dir, atomic_write
+from xllm_speech.infer.model_card import write_card
 from xllm_speech.models.checkpoints import DESCRIPTION
 from xllm_speech.models.media import find_encoders
 from xllm_speech.models.xllm_checkpoints import XllmCheckpoint, save_xllm
@@ -23,10 +25,11 @@ from xllm_speech.models.xllm_config import XllmConfig
 _LEFT_BEHIND = ("optimizer.pt", "state.json", "*.py", ".*", "__pycache__")
 
 
-def export_xllm(checkpoint: XllmCheckpoint, path: str | Path, include_frozen: bool) -> None:
+def export_xllm(checkpoint: XllmCheckpoint, path: str | Path, include_frozen: bool, card: str = "") -> None:
     """Write `checkpoint` to the folder `path`, atomically.
 
-    include_frozen: copy the LLM and the encoders into it; else they are named by their absolute paths.
+    include_frozen: copy the LLM and the encoders into it; else they are named by their absolute paths. card: text of its
+    README.md; by default one without scores.
 
     Raises:
         CheckpointError: `path` is the model itself or one of its parts, or a part cannot be copied.
@@ -46,6 +49,8 @@ def export_xllm(checkpoint: XllmCheckpoint, path: str | Path, include_frozen: bo
             else:
                 _set_path(config, name, str(source.resolve()))
         save_xllm(part, checkpoint.model.state_dict(), description)
+        with atomic_write(part / "README.md") as stream:
+            stream.write(card or write_card(checkpoint, path.name))
 
 
 def _set_path(config: XllmConfig, part: str, path: str) -> None:

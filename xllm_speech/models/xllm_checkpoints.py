@@ -22,6 +22,7 @@ from xllm_speech.base.config import config_from_dict
 from xllm_speech.base.errors import CheckpointError, ConfigError, first_line
 from xllm_speech.base.files import atomic_write, sha256_file
 from xllm_speech.interfaces.build import build_interfaces
+from xllm_speech.interfaces.config import InterfacesConfig
 from xllm_speech.llm.loaded import LoadedLlm
 from xllm_speech.llm.loading import load_llm
 from xllm_speech.llm.lora import add_lora, lora_parameters
@@ -263,6 +264,25 @@ def fill_interfaces(model: XllmModel, tensors: Mapping[str, torch.Tensor], who: 
             f"{who}: {name} is {tuple(tensors[name].shape)}, the configuration says {tuple(expected[name].shape)}"
         )
     model.load_state_dict(dict(tensors), strict=False)
+
+
+def adopt_interfaces(config: InterfacesConfig, parents: Mapping[str, Interfaces]) -> None:
+    """Take each interface's sizes from its parent."""
+    for kind, read in parents.items():
+        theirs = read.description.model.interfaces
+        match kind:
+            case "image":
+                config.image = theirs.image
+            case "video":
+                config.video = theirs.video
+                if "image" not in parents:
+                    config.image = theirs.image
+            case "speech":
+                config.speech = theirs.speech
+            case "audio":
+                config.audio = theirs.audio
+            case "terminal":
+                config.terminal = theirs.terminal
 
 
 def adopt_parents(config: XllmConfig, parents: Mapping[str, str], frozen: Mapping[str, str]) -> dict[str, Interfaces]:

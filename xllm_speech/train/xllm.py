@@ -32,9 +32,9 @@ from xllm_speech.models.media import ENCODER_OF, build_encoders
 from xllm_speech.models.xllm import XllmModel
 from xllm_speech.models.xllm_checkpoints import (
     PREFIX,
-    Interfaces,
     Parent,
     XllmDescription,
+    adopt_interfaces,
     adopt_parents,
     build_xllm,
     fill_interfaces,
@@ -279,25 +279,6 @@ def start_from_weights(model: XllmModel, kind: str, start: StartConfig) -> None:
             logger.warning("%s: not in %s for an LLM of this width; it starts from chance values", name, start.weights)
             tensors[name] = tensor.clone()
     fill_interfaces(model, tensors, f"start.weights {start.weights}", [kind])
-
-
-def adopt_interfaces(config: InterfacesConfig, parents: dict[str, Interfaces]) -> None:
-    """Take each interface's sizes from its parent."""
-    for kind, read in parents.items():
-        theirs = read.description.model.interfaces
-        match kind:
-            case "image":
-                config.image = theirs.image
-            case "video":
-                config.video = theirs.video
-                if "image" not in parents:
-                    config.image = theirs.image
-            case "speech":
-                config.speech = theirs.speech
-            case "audio":
-                config.audio = theirs.audio
-            case "terminal":
-                config.terminal = theirs.terminal
 
 
 def reference_of(conversation: Conversation) -> str:
