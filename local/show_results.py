@@ -1,12 +1,14 @@
 """Gather the scores of a recipe: one table on the console and one metrics.json.
 
     python3 show_results.py --minutes exp/minutes.tsv --out exp/report/metrics.json cif_asr/mixed/S=exp/score/.../score.json
+    python3 show_results.py ... --markdown RESULTS.md --heading "Results of aishell2" --judged X-LLM=exp/judge/summary.json
 
 Every KEY=FILE puts the CER of a score file under its key (model, set and condition, separated by `/`); `--answers FILE` merges
 what score_answers.py wrote. Keys that another stage wrote into metrics.json stay as they are. A file that is not there yet is
 left out, and said so. Where there are scores of one model only, the table shows them with their counts, else models and
 conditions stand side by side as in the paper's Table 4, with questions about pictures and clips below, each beside what is
-reached without the picture, the speech or the clip.
+reached without the picture, the speech or the clip. `--markdown` writes a recipe's RESULTS.md: what is in metrics.json beside
+the paper's Table 4, what was judged beside its Table 1, and the hours of the stages.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from xllm_speech.base.errors import DataError, UserError
-from xllm_speech.base.files import numbered_lines, read_json, write_json
+from xllm_speech.base.files import atomic_write, numbered_lines, read_json, write_json
+from xllm_speech.report.paper import TABLE_1, TABLE_4
+from xllm_speech.report.tables import DASH, Cell, as_markdown, percent, span
+from xllm_speech.report.tables import Table as PlainTable
 
 
 def read_minutes(path: Path) -> dict[str, float]:
@@ -130,13 +135,107 @@ def print_overview(metrics: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+CONDITIONS = ("S", "S+V", "S+V+L")
+# Key of `xllm-speech judge summarize --json` -> column of Table 1.
+CATEGORIES = {"conv": "conversation", "detail": "detail", "complex": "reasoning", "all": "all"}
+
+
+def name_of(model: str) -> str:
+    """A model's heading; an ablation of the X-LLM has its tag behind its key."""
+    for key, name in NAMES.items():
+        if model.startswith(f"{key}_"):
+            return f"{name} ({model.removeprefix(f'{key}_').replace('_', ' ')})"
+    return NAMES.get(model, model)
+
+
+def recognition_beside_paper(metrics: dict[str, Any], scores: dict[str, dict[str, Any]], keys: list[str]) -> PlainTable:
+    """The sets, models and conditions that `keys` (model/set/condition) name, and those of metrics.json, beside the paper's."""
+    known = [f"{model}/{name}/{condition}" for model in metrics if model.startswith(tuple(NAMES))
+             for name, row in metrics[model].items() for condition in row]
+    parts = [key.split("/") for key in [*keys, *known] if key.count("/") == 2]
+    order = {name: place for place, name in enumerate((*NAMES, *CONDITIONS))}
+    columns = sorted({(model, condition) for model, _, condition in parts}, key=lambda pair: (
+        order.get(pair[0], len(order)), pair[0], order.get(pair[1], len(order))
+    ))
+    sets = list(dict.fromkeys(name for _, name, _ in parts))
+    table = PlainTable(
+        "Recognition: character error rate, %", ["test set", *(f"{name_of(model)} {condition}" for model, condition in columns)]
+    )
+    for name in sets:
+        cells = []
+        for model, condition in columns:
+            paper = TABLE_4.get(name, {}).get(model, {}).get(condition)
+            document = scores.get(f"{model}/{name}/{condition}", {})
+            interval = document.get("interval")
+            ours = percent(metrics.get(model, {}).get(name, {}).get(condition))
+            small = span((interval[0], interval[1])) if interval and None not in interval and ours != DASH else ""
+            if paper is not None:
+                small = f"{small}; " if small else ""
+                small += f"paper {paper}"
+            cells.append(Cell(ours, small))
+        table.add(name, *cells)
+    table.note = (
+        "S: speech alone; S+V: with the image; S+V+L: with the image and its caption. In brackets the 95 % bootstrap interval, "
+        "and the figure of the paper's Table 4; a dash: not measured."
+    )
+    return table
+
+
+def judged_beside_paper(pairs: list[str]) -> PlainTable:
+    """One row per judged model, the paper's Table 1 below."""
+    table = PlainTable("LLaVA-test: score relative to GPT-4 (text only), %", ["", *CATEGORIES.values()])
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals:
+            raise UserError(f"--judged `{pair}`: expected NAME=FILE, for example X-LLM=exp/judge/summary.json")
+        if not Path(path).exists():
+            continue
+        summary = read_json(path)
+        if not isinstance(summary, dict) or not isinstance(summary.get("relative"), dict):
+            raise DataError(f"{path}: no `relative` in it; `xllm-speech judge summarize --json` writes one")
+        table.add(f"{name}, {summary.get('unparsed', 0)} verdicts without scores", *(
+            percent(summary["relative"].get(key), 1) for key in CATEGORIES
+        ))
+    if not table.rows:
+        table.add("not judged", *(DASH for _ in CATEGORIES))
+    table.add_group("the paper, Table 1")
+    for name, row in TABLE_1.items():
+        table.add(name, *row)
+    return table
+
+
+def minutes_table(minutes: dict[str, float]) -> PlainTable:
+    """Hours per stage."""
+    table = PlainTable("Wall time", ["stage", "hours"])
+    for stage, value in minutes.items():
+        table.add(stage, percent(value / 60))
+    return table
+
+
+def write_markdown(
+    path: Path, heading: str, metrics: dict[str, Any], scores: list[tuple[str, dict[str, Any]]], keys: list[str],
+    judged: list[str] | None,
+) -> None:
+    """RESULTS.md of a recipe, whole or not at all; keys: what may be measured, measured or not."""
+    tables = [recognition_beside_paper(metrics, dict(scores), keys)]
+    if judged is not None:
+        tables.append(judged_beside_paper(judged))
+    if metrics.get("minutes"):
+        tables.append(minutes_table(metrics["minutes"]))
+    with atomic_write(path) as stream:
+        stream.write(as_markdown(tables, heading))
+
+
 def main() -> int:
     """Entry; the exit status is 1 where a file is broken."""
     parser = argparse.ArgumentParser(description="Gather the scores of a recipe in a table and in metrics.json.")
-    parser.add_argument("results", nargs="+", metavar="KEY=FILE", help="score file and its place in metrics.json")
+    parser.add_argument("results", nargs="*", metavar="KEY=FILE", help="score file and its place in metrics.json")
     parser.add_argument("--answers", type=Path, help="what score_answers.py wrote, to be merged")
     parser.add_argument("--minutes", type=Path, help="minutes.tsv of the stages")
     parser.add_argument("--out", type=Path, required=True, help="metrics.json to bring up to date")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables beside the paper's, as RESULTS.md")
+    parser.add_argument("--heading", default="Results", metavar="TEXT", help="heading of that file")
+    parser.add_argument("--judged", nargs="*", metavar="NAME=FILE", help="summaries of the judge, for that file's Table 1")
     args = parser.parse_args()
     console = Console() if sys.stdout.isatty() else Console(width=120)
     try:
@@ -149,6 +248,9 @@ def main() -> int:
             metrics |= read_json(args.answers)
         if args.minutes is not None and args.minutes.exists():
             metrics["minutes"] = read_minutes(args.minutes)
+        if args.markdown is not None:
+            keys = [pair.partition("=")[0] for pair in args.results]
+            write_markdown(args.markdown, args.heading, metrics, scores, keys, args.judged)
     except UserError as error:
         print(f"show_results: {error}", file=sys.stderr)
         return error.exit_code

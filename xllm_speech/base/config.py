@@ -136,10 +136,15 @@ def _first_lines(error: OmegaConfBaseException) -> str:
     return key + str(error).splitlines()[0]
 
 
+def as_yaml(config: Any) -> str:
+    """A resolved configuration, defaults and all, as YAML."""
+    return str(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
 def save_config(path: str | Path, config: Any) -> None:
     """Write the resolved configuration as YAML, atomically."""
     with atomic_write(path) as stream:
-        stream.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        stream.write(as_yaml(config))
 
 
 def require(condition: bool, message: str) -> None:

@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "xllm_speech.bin.main` in place of `xllm-speech`, or set train.devices=N."
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the experiment, YAML")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoints, curves, best/ and final/ go here")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, metavar="DIR", help="checkpoints, curves, best/ and final/ go here")
+    what.add_argument("--show", action="store_true", help="print the experiment with all bases and defaults as YAML, and end")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="short for train.device=")
     parser.add_argument("--restart", action="store_true", help="start anew; an earlier run in DIR is moved to DIR.old-N")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. train.max_steps=100 optim.lr=1e-3")
@@ -24,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from collections.abc import Callable
     from typing import Any
 
-    from xllm_speech.base.config import load_config, read_key
+    from xllm_speech.base.config import as_yaml, load_config, read_key
     from xllm_speech.base.errors import ConfigError
     from xllm_speech.train import asr, lm, xllm
     from xllm_speech.train.devices import leave_processes
@@ -42,6 +44,9 @@ def run(args: argparse.Namespace) -> int:
             experiment, make_task = load_config(args.config, xllm.XllmExperiment, overrides), xllm.XllmTask
         case _:
             raise ConfigError(f"{args.config}: task `{task}` is not one of asr, align, integrate, lm")
+    if args.show:
+        print(as_yaml(experiment), end="")
+        return 0
     result = train(
         lambda fabric: make_task(experiment, args.out, fabric), experiment.optim, experiment.train, args.out, args.restart
     )
