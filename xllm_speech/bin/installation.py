@@ -66,6 +66,7 @@ PARTS: tuple[Part, ...] = (
     Part("rapidfuzz", "alignment of transcripts"),
     Part("sacrebleu", "scoring captions and translations"),
     Part("httpx", "asking a judge"),
+    Part("jinja2", "the report"),
     Part("matplotlib", "figures"),
     Part("rich", "tables and progress"),
     Part("torchcodec", "torchaudio.load (not used by this package)", EXTRA, "apt-get install --no-install-recommends ffmpeg"),
@@ -204,6 +205,10 @@ def operate(name: str) -> None:
             import httpx
 
             assert callable(httpx.Client)
+        case "jinja2":
+            import jinja2
+
+            assert jinja2.Template("{{ a }}").render(a=1) == "1"
         case "jiwer":
             import jiwer
 
@@ -238,6 +243,14 @@ def operate(name: str) -> None:
             import uvicorn
 
             assert callable(uvicorn.run)
+        case "silero-vad":
+            from xllm_speech.features.vad import load_vad
+
+            load_vad()
+        case "sounddevice":
+            import sounddevice
+
+            assert callable(sounddevice.RawInputStream)
         case "kaldifst":
             import kaldifst
 

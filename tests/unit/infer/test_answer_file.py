@@ -127,7 +127,6 @@ def test_transcribing_through_the_llm(xllm_dir, model_dir, media, tmp_path, caps
     assert main([*words, files[0], "--format", "text", "--wording", "1"]) == 0
     assert capsys.readouterr().out == f"long {' '.join(expected[0].text.split())}\n"
     for more, message in (
-        (["--format", "srt"], "--format srt needs times"), (["--format", "ctm"], "--format ctm needs times"),
         (["--search", "fast"], "for --method cif"), (["--beam", "0"], "num_beams 0"), (["--wording", "7"], "wording 7"),
         (["--model", str(model_dir)], "expected `xllm-1`"), (["--image", "nowhere.png"], "no such file"),
         (["--method", "cif"], "--max-tokens is for --method llm"),

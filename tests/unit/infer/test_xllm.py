@@ -353,7 +353,7 @@ def test_a_saved_model_works_anywhere(model, media, tmp_path, monkeypatch, xllm_
     expected = list(model.answer(talks, 8))
     model.save_pretrained(tmp_path / "made" / "whole")
     shutil.move(tmp_path / "made", tmp_path / "moved")
-    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "llm").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "elsewhere")
     moved = XLLM.from_pretrained(tmp_path / "moved" / "whole")
     config = moved.checkpoint.description.model
@@ -361,9 +361,9 @@ def test_a_saved_model_works_anywhere(model, media, tmp_path, monkeypatch, xllm_
         assert str(path).startswith(str(tmp_path / "moved" / "whole"))
     assert list(moved.answer(talks, 8)) == expected
     names = {path.name for path in (tmp_path / "moved" / "whole").iterdir()}
-    assert names == {"model.yaml", "model.safetensors", "llm", "vision", "asr"}
+    assert names == {"model.yaml", "model.safetensors", "README.md", "llm", "vision", "asr"}
     model.save_pretrained(tmp_path / "light", include_frozen=False)
-    assert {path.name for path in (tmp_path / "light").iterdir()} == {"model.yaml", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "light").iterdir()} == {"model.yaml", "model.safetensors", "README.md"}
     assert list(XLLM.from_pretrained(tmp_path / "light").answer(talks, 8)) == expected
     with pytest.raises(CheckpointError, match="choose another folder"):
         model.save_pretrained(xllm_parts["llm"].parent)
