@@ -3,7 +3,7 @@
     python3 make_clip_manifests.py --corpus data/corpus --out data
 
 Writes data/{train,dev,test}_clips/conversations.jsonl.gz: for each clip a conversation of task `video` (its caption) and one
-of task `vl` (a typed question about the direction). Every 15th training clip is kept for dev.
+of task `vl` (a typed question about the direction). Every 15th training clip, or the last one, is kept for dev.
 """
 
 from __future__ import annotations
@@ -37,18 +37,23 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, required=True, help="folder that make_corpus.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="data folder")
     args = parser.parse_args()
-    sets: dict[str, list[Conversation]] = {"train": [], "dev": [], "test": []}
+    rows: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
     path = args.corpus / "clips.jsonl"
     try:
         for number, row in read_jsonl(path):
             lacking = [key for key in KEYS if not isinstance(row.get(key), str)]
             if lacking or row["split"] not in ("train", "test"):
                 raise DataError(f"{path}:{number}: needs {', '.join(lacking) or 'split train or test'}; make the corpus again")
-            name = "dev" if row["split"] == "train" and number % DEV_EVERY == 0 else row["split"]
-            clip = os.path.join(args.corpus, row["path"])
-            sets[name].append(talk(f"{row['id']}-video", "video", clip, None, row["caption"]))
-            sets[name].append(talk(f"{row['id']}-vl", "vl", clip, row["question"], row["answer"]))
-        for name, talks in sets.items():
+            rows[row["split"]].append(row)
+        kept = {row["id"] for row in rows["train"][DEV_EVERY - 1 :: DEV_EVERY] or rows["train"][-1:]}
+        rows["dev"] = [row for row in rows["train"] if row["id"] in kept]
+        rows["train"] = [row for row in rows["train"] if row["id"] not in kept]
+        for name, chosen in rows.items():
+            talks = []
+            for row in chosen:
+                clip = os.path.join(args.corpus, row["path"])
+                talks.append(talk(f"{row['id']}-video", "video", clip, None, row["caption"]))
+                talks.append(talk(f"{row['id']}-vl", "vl", clip, row["question"], row["answer"]))
             folder = args.out / f"{name}_clips"
             folder.mkdir(parents=True, exist_ok=True)
             print(f"{folder / 'conversations.jsonl.gz'}: {write_conversations(folder / 'conversations.jsonl.gz', talks)}")
