@@ -29,7 +29,7 @@ from xllm_speech.infer.llm_asr import LlmRecogniser
 from xllm_speech.infer.messages import question_from_messages
 from xllm_speech.infer.transcribing import SpeechAnswerer, TranscribingReport
 from xllm_speech.models.checkpoints import WEIGHTS, find_model
-from xllm_speech.models.xllm_checkpoints import XllmCheckpoint, load_xllm
+from xllm_speech.models.xllm_checkpoints import XllmCheckpoint, hash_own, load_xllm
 from xllm_speech.prompts import INSTRUCTIONS, Spliced
 from xllm_speech.records import Conversation, Hypothesis
 from xllm_speech.text.tokens import TokenTable
@@ -71,7 +71,7 @@ class XLLM:
     @property
     def weights_sha256(self) -> str:
         """Hash of the weights file, for score files."""
-        return sha256_file(self.folder / WEIGHTS)
+        return hash_own(self.folder)
 
     def describe(self, wording: int | None = None) -> dict[str, Any]:
         """Model, hashes and prompt, for the file beside an output. wording: the one that was asked for, None for all."""

@@ -21,13 +21,14 @@ import yaml
 from xllm_speech.base.config import config_from_dict
 from xllm_speech.base.errors import CheckpointError, ConfigError, first_line
 from xllm_speech.base.files import atomic_write, sha256_file
+from xllm_speech.base.safe_load import read_tensors
 from xllm_speech.interfaces.build import build_interfaces
 from xllm_speech.interfaces.config import InterfacesConfig
 from xllm_speech.llm.loaded import LoadedLlm
 from xllm_speech.llm.loading import load_llm
 from xllm_speech.llm.lora import add_lora, lora_parameters
 from xllm_speech.manifests.cuts import PathFinder
-from xllm_speech.models.checkpoints import DESCRIPTION, WEIGHTS
+from xllm_speech.models.checkpoints import DESCRIPTION, WEIGHTS, hash_weights
 from xllm_speech.models.media import ENCODER_OF, MediaEncoders, build_encoders, find_encoders, hash_frozen
 from xllm_speech.models.xllm import XllmModel
 from xllm_speech.models.xllm_config import XllmConfig
@@ -210,7 +211,8 @@ def read_interfaces(path: str | Path) -> Interfaces:
     """
     folder = find_xllm(path)
     description = read_description(folder)
-    own = _read_tensors(folder / WEIGHTS)
+    # One file, or shards with their index, as hubs and other tools lay them out.
+    own = read_tensors(folder / WEIGHTS if (folder / WEIGHTS).is_file() else folder)
     tensors: dict[str, torch.Tensor] = {}
     for kind, parent in description.parents.items() if not description.complete else ():
         if kind in description.model.interfaces.kinds:
@@ -218,7 +220,7 @@ def read_interfaces(path: str | Path) -> Interfaces:
                 name: tensor for name, tensor in _read_parent(folder, kind, parent).tensors.items()
                 if name.startswith(f"{PREFIX}{kind}.")
             }
-    return Interfaces(folder, description, sha256_file(folder / WEIGHTS), tensors | own)
+    return Interfaces(folder, description, hash_own(folder), tensors | own)
 
 
 def _read_parent(folder: Path, kind: str, parent: Parent) -> Interfaces:
@@ -240,14 +242,9 @@ def _phase_of(folder: Path) -> int:
     return read_description(folder).phase
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be loaded ({first_line(error)})") from error
+def hash_own(folder: Path) -> str:
+    """SHA-256 of a model directory's weights: of their file, or over all shards."""
+    return sha256_file(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else hash_weights(folder)
 
 
 def fill_interfaces(model: XllmModel, tensors: Mapping[str, torch.Tensor], who: object, kinds: Iterable[str]) -> None:
