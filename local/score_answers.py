@@ -13,7 +13,8 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+
+from show_results import put
 
 from xllm_speech.base.errors import DataError, UserError
 from xllm_speech.base.files import read_json, read_jsonl, write_json
@@ -43,14 +44,6 @@ def measure(key: str, rows: list[tuple[str, str]]) -> float:
     for reference, answer in rows:
         counts += align(cer_tokens(reference), cer_tokens(answer)).counts
     return 100.0 * (counts.S + counts.D + counts.I) / max(1, counts.N)
-
-
-def put(metrics: dict[str, Any], key: str, value: float) -> None:
-    """Set a value in nested dicts by its `/`-separated key."""
-    *parents, last = key.split("/")
-    for parent in parents:
-        metrics = metrics.setdefault(parent, {})
-    metrics[last] = value
 
 
 def main() -> int:

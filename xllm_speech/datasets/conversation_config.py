@@ -56,7 +56,8 @@ class ConversationDataConfig:
     batch_size: conversations of one batch of one process. epoch_batches: batches in an epoch, of all processes together; 0: as
     many as a pass over all that the sources hold takes. pool_batches: so many batches are drawn together and sorted by length.
     cuts: cuts manifests that `cut` ids of speech items are looked up in where there is no unit cache. channel: "mix", or
-    the number of the channel to take from recordings of several channels. image_augment: in training.
+    the number of the channel to take from recordings of several channels; speech is read as its ASR model was trained.
+    image_augment: in training.
     num_workers: loading processes. max_rejected: largest share of broken items. seed: of order, wording and augmentation.
     """
 

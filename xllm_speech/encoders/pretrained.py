@@ -12,15 +12,8 @@ from xllm_speech.base.files import read_json
 from xllm_speech.base.quiet import quiet_transformers
 
 
-def load_pretrained(model_class: Any, folder: Path, name: str, kinds: tuple[str, ...], **options: Any) -> Any:
-    """`model_class.from_pretrained(folder)`, strictly: transformers itself fills what a folder lacks with chance values.
-
-    Args:
-        name: how an error calls the model. kinds: `model_type` of config.json that are right. options: for transformers.
-
-    Raises:
-        CheckpointError: the folder holds another model, is damaged, or lacks some of the weights.
-    """
+def describe_pretrained(folder: Path, name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """config.json of a Hugging Face folder whose `model_type` is one of `kinds`; `CheckpointError` for anything else."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: not a {name} folder (holds no config.json)")
     try:
@@ -30,6 +23,19 @@ def load_pretrained(model_class: Any, folder: Path, name: str, kinds: tuple[str,
     kind = described.get("model_type") if isinstance(described, dict) else None
     if kind not in kinds:
         raise CheckpointError(f"{folder}: not a {name} folder (its config.json is of model_type `{kind}`, not {kinds[0]})")
+    return described
+
+
+def load_pretrained(model_class: Any, folder: Path, name: str, kinds: tuple[str, ...], **options: Any) -> Any:
+    """`model_class.from_pretrained(folder)`, strictly: transformers itself fills what a folder lacks with chance values.
+
+    Args:
+        name: how an error calls the model. kinds: `model_type` of config.json that are right. options: for transformers.
+
+    Raises:
+        CheckpointError: the folder holds another model, is damaged, or lacks some of the weights.
+    """
+    describe_pretrained(folder, name, kinds)
     try:
         with quiet_transformers():
             model, found = model_class.from_pretrained(

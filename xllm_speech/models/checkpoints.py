@@ -114,20 +114,20 @@ def hash_weights(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def find_model(path: str | Path) -> Path:
-    """The model directory that `path` means: itself, or the average, final or best model of an experiment.
+def find_model(path: str | Path, folders: tuple[str, ...] = EXPERIMENT_FOLDERS) -> Path:
+    """The model directory that `path` means: itself, or the average, final or best model (`folders`) of an experiment.
 
     Raises:
         CheckpointError: there is none; the text says where it was looked for.
     """
     path = Path(path)
-    for folder in (path, *(path / name for name in EXPERIMENT_FOLDERS)):
+    for folder in (path, *(path / name for name in folders)):
         if (folder / DESCRIPTION).is_file():
             return folder
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such model directory")
     raise CheckpointError(
-        f"{path}: holds no {DESCRIPTION}, nor does {', '.join(EXPERIMENT_FOLDERS)} in it; "
+        f"{path}: holds no {DESCRIPTION}, nor does {' or '.join(folders)} in it; "
         "give a model directory or the output of `xllm-speech train`"
     )
 

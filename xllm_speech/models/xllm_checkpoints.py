@@ -28,7 +28,7 @@ from xllm_speech.llm.loaded import LoadedLlm
 from xllm_speech.llm.loading import load_llm
 from xllm_speech.llm.lora import add_lora, lora_parameters
 from xllm_speech.manifests.cuts import PathFinder
-from xllm_speech.models.checkpoints import DESCRIPTION, WEIGHTS, hash_weights
+from xllm_speech.models.checkpoints import DESCRIPTION, WEIGHTS, find_model, hash_weights
 from xllm_speech.models.media import ENCODER_OF, MediaEncoders, build_encoders, find_encoders, hash_frozen
 from xllm_speech.models.xllm import XllmModel
 from xllm_speech.models.xllm_config import XllmConfig
@@ -120,16 +120,7 @@ def find_xllm(path: str | Path) -> Path:
     Raises:
         CheckpointError: there is none; the text says where it was looked for.
     """
-    path = Path(path)
-    for folder in (path, *(path / name for name in EXPERIMENT_FOLDERS)):
-        if (folder / DESCRIPTION).is_file():
-            return folder
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such model directory")
-    raise CheckpointError(
-        f"{path}: holds no {DESCRIPTION}, nor does {' or '.join(EXPERIMENT_FOLDERS)} in it; "
-        "give the output of `xllm-speech train`"
-    )
+    return find_model(path, EXPERIMENT_FOLDERS)
 
 
 def read_description(folder: Path) -> XllmDescription:

@@ -143,7 +143,11 @@ class XllmTask:
         units = self._open_units() if "speech" in trained else None
         self.encoders = build_encoders(config.encoders, trained, ("asr",) if units is not None else ()).to(fabric.device)
         asr = read_asr_description(find_model(config.encoders.asr)) if "speech" in trained else None
-        self.channel = self.encoders.channel if asr is None else asr.features.channel
+        self.channel = experiment.data.channel if asr is None else asr.features.channel
+        require(
+            experiment.data.channel in ("mix", self.channel),
+            f"data.channel {experiment.data.channel}: the ASR model was trained on channel {self.channel}; leave the key away",
+        )
         readers = build_readers(
             trained, self.encoders.image_size, config.video_frames, self.channel, units, experiment.data.cuts,
             experiment.data.image_augment,

@@ -249,6 +249,14 @@ def test_what_cannot_be_loaded_is_left_out_and_too_much_of_it_stops_the_run(worl
     assert "gone.png" in capsys.readouterr().err
 
 
+def test_speech_of_another_channel_than_the_asr_model_knows_is_refused(world: World, tmp_path: Path, capsys) -> None:
+    value = settings(world, "align", ["asr"], kind="speech")
+    value["data"]["channel"] = "1"
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(value))
+    assert main(["train", "--config", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "x")]) == 1
+    assert "data.channel 1: the ASR model was trained on channel mix" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"task": "align", "kind": "smell"}, "kind: `smell` is not one of image, video"),
     ({"task": "align", "kind": "speech", "parents": {"image": "x"}}, "phase 2 of speech takes none"),

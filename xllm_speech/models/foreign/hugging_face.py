@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from xllm_speech.base.errors import CheckpointError, DataError
-from xllm_speech.base.files import read_json
+from xllm_speech.base.errors import CheckpointError
 from xllm_speech.base.safe_load import read_tensors
+from xllm_speech.encoders.pretrained import describe_pretrained
 from xllm_speech.llm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from xllm_speech.llm.chatglm_tokenizer import VOCABULARY_FILE
 from xllm_speech.models.foreign.blip2 import HUGGING_FACE, take_blip2
@@ -26,7 +25,7 @@ def read_blip2_hf(path: str | Path, report: ForeignReport) -> dict[str, torch.Te
         CheckpointError: the folder is no BLIP-2, or not a whole one.
     """
     folder = Path(path)
-    described = _describe(folder, "BLIP-2", ("blip-2",))
+    described = describe_pretrained(folder, "BLIP-2", ("blip-2",))
     intake = Intake(str(path), read_tensors(folder), report)
     state = take_blip2(intake, HUGGING_FACE)
     part = described.get("qformer_config")
@@ -44,7 +43,7 @@ def read_chatglm(path: str | Path, report: ForeignReport) -> dict[str, torch.Ten
         CheckpointError: another model, quantised weights, or a weight that is missing or of another shape.
     """
     folder = Path(path)
-    described = _describe(folder, "ChatGLM-6B", ("chatglm",))
+    described = describe_pretrained(folder, "ChatGLM-6B", ("chatglm",))
     if "inner_hidden_size" not in described:
         raise CheckpointError(f"{folder}: a ChatGLM, but not ChatGLM-6B of the first generation (no inner_hidden_size)")
     intake = Intake(str(path), read_tensors(folder), report)
@@ -62,16 +61,3 @@ def read_chatglm(path: str | Path, report: ForeignReport) -> dict[str, torch.Ten
     report.settings |= {"llm.path": str(path), "llm_width": model.config.hidden_size}
     intake.ignore("computed, not learnt", r".*rotary_emb\.inv_freq")
     return intake.finish()
-
-
-def _describe(folder: Path, name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: not a {name} folder (holds no config.json)")
-    try:
-        described = read_json(folder / "config.json")
-    except DataError as error:
-        raise CheckpointError(f"{folder}: not a {name} folder ({error})") from error
-    kind = described.get("model_type") if isinstance(described, dict) else None
-    if kind not in kinds:
-        raise CheckpointError(f"{folder}: not a {name} folder (its config.json is of model_type `{kind}`, not {kinds[0]})")
-    return described
