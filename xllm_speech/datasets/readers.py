@@ -107,8 +107,10 @@ class ClipReader:
         self.size, self.frames = size, frames
 
     def read(self, item: ConversationItem, place: Place) -> torch.Tensor:
-        """float32 [T, 3, size, size]."""
-        return load_frames(_path_of(item), self.frames, self.size)
+        """float32 [T, 3, size, size], of the part that the item names or the whole clip."""
+        return load_frames(
+            _path_of(item), self.frames, self.size, start_sec=item.offset_sec or 0.0, duration_sec=item.duration_sec
+        )
 
     def collate(self, samples: list[torch.Tensor]) -> ClipBatch:
         """Frames of all clips in one row."""

@@ -1,4 +1,4 @@
-"""Frames of a clip as normalised pixel tensors (system.md section 2): T frames, uniformly over the whole clip."""
+"""Frames of a clip as normalised pixel tensors (system.md section 2): T frames, uniformly over the clip or a part of it."""
 
 from __future__ import annotations
 
@@ -21,45 +21,67 @@ from xllm_speech.features.images import normalise_pixels, refuse_large
 OPTIONS = {"protocol_whitelist": "file"}
 # Of the duration that a stream declares, what must be there.
 LEAST_SHARE = 0.9
+USUAL_RATE_HZ = 25  # of frames that tell neither their times nor their rate
 
 
 @dataclass(frozen=True)
 class _Index:
     """The frames of a clip without their pictures, in order of time.
 
-    times: when each is shown, in units of the stream's time base; end: until when the last is. keys: times of those that
+    times: when each is shown, in units of `unit_sec` seconds; end: until when the last is. keys: times of those that
     decoding can start at; None where frames are told by their number only.
     """
 
     times: list[int]
     end: int
     keys: list[int] | None
+    unit_sec: float
+
+    def choose(self, path: Path, frames: int, start_sec: float, duration_sec: float | None) -> list[int]:
+        """Which frames stand for the part from `start_sec` after the clip's begin on, for `duration_sec` or to its end."""
+        length_sec = (self.end - self.times[0]) * self.unit_sec
+        if start_sec >= length_sec:
+            raise DataError(f"{path}: {length_sec:.2f} s long, the part begins at {start_sec:.2f} s")
+        begin = self.times[0] + round(start_sec / self.unit_sec)
+        end = self.end if duration_sec is None else min(self.end, begin + max(1, round(duration_sec / self.unit_sec)))
+        first = bisect.bisect_right(self.times, begin) - 1
+        times = self.times[first : max(first + 1, bisect.bisect_left(self.times, end))]
+        return [first + place for place in choose_frames([begin, *times[1:]], end, frames)]
 
 
 class _FrameMissing(Exception):
     """A frame that the file lists does not come out of the decoder."""
 
 
-def load_frames(path: str | Path, frames: int, size: int, center_crop: bool = True) -> torch.Tensor:
+def load_frames(
+    path: str | Path, frames: int, size: int, center_crop: bool = True, start_sec: float = 0.0,
+    duration_sec: float | None = None,
+) -> torch.Tensor:
     """Video file -> float32 [T, 3, size, size], RGB, CLIP-normalised, upright as its metadata says.
 
-    The clip is parted into `frames` stretches of equal duration, and the frame shown in the middle of each is taken, or
-    its neighbour where that one is taken already. A clip of fewer frames gives all it has: T <= frames. Only one decoded
-    frame is in memory at a time, and stretches between those wanted are passed over where the file allows it.
+    Of the clip only what is shown from `start_sec` on, for `duration_sec` or to its end, is taken. That is parted into
+    `frames` stretches of equal duration, and the frame shown in the middle of each stands for it, or its neighbour where that
+    one is taken already. What has fewer frames gives all it has: T <= frames. Only one decoded frame is in memory at a time,
+    and stretches between those wanted are passed over where the file allows it.
 
     Raises:
-        DataError: missing, not a video, truncated, broken, or of frames of more than MAX_PIXELS pixels; names the file.
+        DataError: missing, not a video, truncated, broken, of frames of more than MAX_PIXELS pixels, or it ends before the
+            part begins; names the file.
     """
     import av
 
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such video")
+
+    def load(index: _Index) -> list[torch.Tensor]:
+        return _load(path, index, index.choose(path, frames, start_sec, duration_sec), size, center_crop)
+
     try:
         try:
-            found = _load(path, _list_packets(path), frames, size, center_crop)
+            found = load(_list_packets(path))
         except _FrameMissing:  # some codecs list what is never shown, or do not say when
-            found = _load(path, _list_frames(path), frames, size, center_crop)
+            found = load(_list_frames(path))
     except (av.FFmpegError, _FrameMissing) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(f"{path}: unreadable video ({reason})") from error
@@ -134,7 +156,7 @@ def _list_packets(path: Path) -> _Index:
     found_sec = float((end - times[0]) * base)
     if found_sec < LEAST_SHARE * declared_sec:
         raise DataError(f"{path}: truncated: {found_sec:.2f} of {declared_sec:.2f} s are there")
-    return _Index(times, end, sorted(keys))
+    return _Index(times, end, sorted(keys), float(base))
 
 
 def _declared_sec(stream: Any) -> float:
@@ -151,15 +173,16 @@ def _list_frames(path: Path) -> _Index:
     """Decode the clip to its end, to count its frames."""
     with _open(path) as (container, stream):
         times = [frame.pts for frame in container.decode(stream)]
+        unit_sec = float(stream.time_base)
+        rate_hz = float(stream.average_rate or stream.guessed_rate or USUAL_RATE_HZ)
     if not times:
         raise DataError(f"{path}: holds no frame")
     if any(time is None for time in times) or any(later <= earlier for earlier, later in itertools.pairwise(times)):
-        times = list(range(len(times)))
-    return _Index(times, times[-1] + _usual_gap(times), None)
+        times, unit_sec = list(range(len(times))), 1 / rate_hz
+    return _Index(times, times[-1] + _usual_gap(times), None, unit_sec)
 
 
-def _load(path: Path, index: _Index, frames: int, size: int, center_crop: bool) -> list[torch.Tensor]:
-    wanted = choose_frames(index.times, index.end, frames)
+def _load(path: Path, index: _Index, wanted: list[int], size: int, center_crop: bool) -> list[torch.Tensor]:
     pixels: list[torch.Tensor] = []
     with _open(path) as (container, stream):
         found = _by_number(container, stream, wanted) if index.keys is None else _by_time(container, stream, index, wanted)

@@ -4,7 +4,7 @@
         {"role": "user", "content": [{"type": "image", "path": "..."}, {"type": "text", "text": "..."}]},
         {"role": "assistant", "content": "..."}]}
 
-`content` is a string or a list of items; `offset` and `duration` of a speech item are seconds. A user message of media
+`content` is a string or a list of items; `offset` and `duration` of a speech or video item are seconds. A user message of media
 alone leaves the instruction to the data set, which samples one for the task. An optional `custom` object rides along.
 """
 

@@ -37,7 +37,9 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class ConversationItem:
-    """One piece of a message: `text`, or a medium with a `path`; speech may name a `cut`, an offset and a duration.
+    """One piece of a message: `text`, or a medium with a `path`; speech may name a `cut`.
+
+    Of speech and clips an offset and a duration, in seconds, name a part of the file.
 
     A speech item with both names where its audio is and under which id a unit cache holds it.
     """

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import corpora
 import numpy as np
 import pytest
 import soundfile
@@ -30,7 +31,9 @@ from xllm_speech.datasets.units import UnitCache, UnitKey, Units, finish_cache, 
 from xllm_speech.features.fbank import load_features
 from xllm_speech.features.images import load_pixels
 from xllm_speech.features.video import load_frames
+from xllm_speech.manifests.conversations import read_conversations
 from xllm_speech.manifests.cuts import save_cuts
+from xllm_speech.manifests.videos import prepare_videos
 from xllm_speech.records import ClipBatch, Conversation, ConversationItem, FbankBatch, Memory, Message, PixelBatch
 
 WIDTH = 4
@@ -131,6 +134,19 @@ def test_clips_of_different_length(tmp_path: Path) -> None:
     assert isinstance(found, ClipBatch)
     assert found.counts_N.tolist() == [3, 2, 3]
     torch.testing.assert_close(found.frames.x_BCHW[3:5], load_frames(short, 3, 16))
+
+
+def test_events_of_a_clip_show_what_happens_in_them(tmp_path: Path) -> None:
+    annotations = corpora.activitynet(tmp_path)
+    prepare_videos("activitynet", [annotations], [tmp_path / "videos"], tmp_path / "out", jobs=1, events=True)
+    manifest = tmp_path / "out/val/conversations.jsonl.gz"
+    told = {c.messages[1].items[0].text: c for c in read_conversations(manifest)}
+    whole_TCHW = load_frames(tmp_path / "videos/v_aaaaaaaaaaa.mp4", 10, 16)  # two seconds, of which each event has one
+    readers = build_readers(["video"], 16, 5)
+    for text, frames_TCHW in (("He begins.", whole_TCHW[:5]), ("He ends.", whole_TCHW[5:])):
+        clips = load_media([told[text]], readers).media["video"]
+        assert isinstance(clips, ClipBatch)
+        torch.testing.assert_close(clips.frames.x_BCHW, frames_TCHW)
 
 
 def test_speech_from_file_part_and_cut(tmp_path: Path, make_cuts: MakeCuts) -> None:

@@ -82,6 +82,22 @@ def test_short_clip_gives_all_and_repeats_none(tmp_path: Path, count: int) -> No
     assert numbers(load_frames(make_clip(tmp_path / "clip.mp4", 3), count, 8)) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+def test_frames_of_a_part_are_those_shown_in_it(tmp_path: Path, name: str) -> None:
+    made = make_clip(tmp_path / name, b_frames=2)  # 40 frames in 4 s, a key frame every 12
+    assert numbers(load_frames(made, 4, 8, start_sec=2.0, duration_sec=0.8)) == [21, 23, 25, 27]
+    assert numbers(load_frames(made, 2, 8, start_sec=1.0, duration_sec=2.0)) == [15, 25]
+    assert numbers(load_frames(made, 8, 8, start_sec=3.8)) == [38, 39]  # to its end, and no frame twice
+    assert numbers(load_frames(made, 3, 8, start_sec=1.25, duration_sec=0.01)) == [12]  # less than a frame: what is shown then
+    assert numbers(load_frames(made, 2, 8, start_sec=3.0, duration_sec=9.0)) == [32, 37]  # what is there of it
+    with pytest.raises(DataError, match=r"clip.*4\.00 s long, the part begins at 4\.50 s"):
+        load_frames(made, 2, 8, start_sec=4.5, duration_sec=1.0)
+
+
+def test_a_part_of_a_clip_without_times_is_counted_by_its_usual_rate(tmp_path: Path) -> None:
+    assert numbers(load_frames(make_clip(tmp_path / "clip.h264"), 2, 8, start_sec=0.8, duration_sec=0.4)) == [22, 27]
+
+
 def test_long_frames_do_not_come_twice() -> None:
     # The second frame fills four of five stretches.
     assert choose_frames([0, 10, 90, 92, 94, 96, 98], 100, 5) == [1, 2, 3, 4, 5]
