@@ -21,6 +21,7 @@ from xllm_speech.infer.guard import EMPTY, KEPT
 from xllm_speech.infer.llm_times import time_text
 from xllm_speech.infer.transcribing import Transcript
 from xllm_speech.manifests.cuts import utterance_of
+from xllm_speech.prompts import with_caption
 from xllm_speech.records import Conversation, ConversationItem, Hypothesis, Message, TimedToken
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class LlmRecogniser:
 
     answerer: the model; a `SpeechAnswerer` gives times, confidences and the guard's word too. readers: of pictures. channel:
     of recordings with several. use_images: whether the pictures that cuts bring along count. wording: which instruction is
-    given, None draws one by the cut's id.
+    given, None draws one by the cut's id. use_captions: whether the captions that cuts bring along stand in the prompt as text.
     """
 
     answerer: Answerer
@@ -61,6 +62,7 @@ class LlmRecogniser:
     channel: str = "mix"
     use_images: bool = True
     wording: int | None = None
+    use_captions: bool = False
 
     def stream(
         self, items: Iterator[tuple[Cut | None, Hypothesis | None]], batch_sec: float, given: DecodingReport | None,
@@ -89,20 +91,22 @@ class LlmRecogniser:
         out: dict[int, Hypothesis] = {}
         asked: dict[str, tuple[int, Cut]] = {}
         talks: dict[str, Conversation] = {}
+        captions: dict[str, str | None] = {}
         for place, cut in group:
             name = cut.id if cut.id not in asked else f"{cut.id} at place {place}"  # loose files may share a name
             try:
-                image = utterance_of(cut).image if self.use_images else None
+                told = utterance_of(cut)
             except (DataError, SeamError) as error:
                 out[place] = describe_cut(cut, "", error=first_line(error))
                 continue
             asked[name] = place, cut
-            talks[name] = prepare(ask_transcript(name, image), self.wording)
+            captions[name] = told.caption if self.use_captions else None
+            talks[name] = self._ask(name, told.image if self.use_images else None, captions[name])
         readers = {**self.readers, "speech": CutReader(self.channel, {name: cut for name, (_, cut) in asked.items()})}
         work = AnsweringReport()
         answers = self.answerer.answer_batch(list(talks.values()), self.options, readers, work) if talks else {}
         blind = [
-            prepare(ask_transcript(name, None), self.wording)
+            self._ask(name, None, captions[name])
             for name, answer in answers.items() if answer.error is not None and talks[name].task == "masr"
         ]
         heard = self.answerer.answer_batch(blind, self.options, readers, work) if blind else {}
@@ -119,6 +123,9 @@ class LlmRecogniser:
         report.loading_sec += work.reading_sec
         report.decoding_sec += work.answering_sec
         return out
+
+    def _ask(self, name: str, image: str | None, caption: str | None) -> Conversation:
+        return with_caption(prepare(ask_transcript(name, image), self.wording), caption)
 
 
 def describe_transcript(cut: Cut, answer: Answer) -> Hypothesis:

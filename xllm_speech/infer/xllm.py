@@ -172,9 +172,10 @@ class XLLM:
         draft: str = "cif",
         guard: bool | GuardConfig = True,
         told: TranscribingReport | None = None,
+        use_captions: bool = False,
     ) -> Iterator[Hypothesis]:
         """Like `transcribe`, one by one; `report` and `told` are filled in on the way, without `report` its notes go to the
-        log."""
+        log. use_captions: captions that cuts bring along stand in the prompt, as text (`prompts.with_caption`)."""
         options = options or AnswerOptions()
         self.answerer.room(options)
         has = ", ".join(self.kinds)
@@ -185,7 +186,7 @@ class XLLM:
         answerer = self.make_speech_answerer(draft, guard, told)
         recogniser = LlmRecogniser(
             answerer, self.readers, options, channel or self.checkpoint.description.channel,
-            "image" in self.kinds and (use_images or image is not None), wording,
+            "image" in self.kinds and (use_images or image is not None), wording, use_captions,
         )
         return recogniser.stream(speech_items(speech, None if image is None else str(image)), batch_sec, report, on_progress)
 

@@ -41,6 +41,9 @@ INSTRUCTIONS: Mapping[str, Sequence[str]] = {
     ),
 }
 
+# What stands before an instruction where the image's caption is given as text.
+CAPTION = "图片的内容：{caption}\n"
+
 
 def sample_instruction(
     task: str, seed: int, epoch: int, id: str, instructions: Mapping[str, Sequence[str]] = INSTRUCTIONS
@@ -98,3 +101,23 @@ def with_instructions(
             message = replace(message, items=(*message.items, ConversationItem("text", text=text)))
         messages.append(message)
     return replace(conversation, messages=tuple(messages))
+
+
+def with_caption(conversation: Conversation, caption: str | None) -> Conversation:
+    """The conversation with an image's caption, as text, in front of what its last message asks (S+L, S+V+L).
+
+    The paper gives captions to its CIF model only (section 1); here they stand in the prompt, where an LLM takes what is to be
+    known. Without a caption nothing changes.
+
+    Raises:
+        DataError: the last message asks nothing in words.
+    """
+    if not caption:
+        return conversation
+    *before, last = conversation.messages
+    place = next((place for place, item in enumerate(last.items) if item.type == "text"), None)
+    if place is None:
+        raise DataError(f"{conversation.id}: a caption stands before an instruction, and there is none")
+    asked = replace(last.items[place], text=CAPTION.format(caption=caption) + (last.items[place].text or ""))
+    items = (*last.items[:place], asked, *last.items[place + 1 :])
+    return replace(conversation, messages=(*before, replace(last, items=items)))

@@ -238,6 +238,18 @@ def test_transcripts_with_a_picture(model, media):
     assert report.audio_sec == 2.0
 
 
+def test_transcripts_with_a_caption_in_the_prompt(model, media):
+    cut = load_file(media / "long.wav")
+    cut.custom = {"image": str(media / "red.png"), "caption": "红色的圆形"}
+    asked = f"图片的内容：红色的圆形\n{INSTRUCTIONS['asr'][0]}"
+    expected = next(model.answer([ask("x", media, ["long.wav"], asked, "asr")], 8)).text
+    options = {"wording": 0, "guard": False, "use_images": False}
+    assert next(model.stream(cut, AnswerOptions(8), **options, use_captions=True)).text == expected
+    assert next(model.stream(cut, AnswerOptions(8), **options)).text != expected
+    cut.custom["image"] = str(media / "broken.png")  # without its picture it keeps its caption
+    assert next(model.stream(cut, AnswerOptions(8), **options | {"use_images": True}, use_captions=True)).text == expected
+
+
 def test_a_part_of_a_recording_and_silence(model, media, tmp_path):
     transcribe = functools.partial(model.transcribe, guard=False)  # of a chance model it would leave nothing
     cut = load_file(media / "long.wav")

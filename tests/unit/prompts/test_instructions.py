@@ -6,7 +6,7 @@ import pytest
 from prompt_tools import talk
 
 from xllm_speech.base.errors import ConfigError, DataError
-from xllm_speech.prompts import INSTRUCTIONS, sample_instruction, with_instructions
+from xllm_speech.prompts import INSTRUCTIONS, sample_instruction, with_caption, with_instructions
 
 
 def test_sets_are_those_of_the_release() -> None:
@@ -72,3 +72,14 @@ def test_one_wording_for_all() -> None:
 def test_media_alone_in_a_task_without_instructions_is_refused() -> None:
     with pytest.raises(DataError, match=r"talk-1: message 2 has no text, and the task `vl` no instructions"):
         with_instructions(talk(["image:a", "what?"], "a cat", ["image:b"]))
+
+
+def test_a_caption_stands_in_front_of_the_question_and_after_the_media() -> None:
+    asked = with_instructions(talk(["image:a", "speech:b"], "yes", ["speech:c"], task="masr"), wording=0)
+    told = with_caption(asked, "红色的圆形")
+    assert told.messages[:2] == asked.messages[:2]
+    assert [item.type for item in told.messages[2].items] == ["speech", "text"]
+    assert told.messages[2].items[-1].text == f"图片的内容：红色的圆形\n{INSTRUCTIONS['masr'][0]}"
+    assert with_caption(asked, "") == with_caption(asked, None) == asked
+    with pytest.raises(DataError, match="talk-1: a caption stands before an instruction"):
+        with_caption(talk(["speech:c"]), "红色的圆形")
