@@ -20,6 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--order", type=int, default=3, help="longest n-gram (default: 3)")
     parser.add_argument("--prune", default="0", metavar="N,N,...",
                         help="for orders from 1: leave out n-grams with at most this count (default: 0, all stay)")
+    parser.add_argument("--prune-entropy", type=float, default=0.0, metavar="X",
+                        help="leave out n-grams without which perplexity rises by less than this share, such as 1e-7 (0)")
+    parser.add_argument("--held-out", type=Path, nargs="+", default=[], metavar="FILE",
+                        help="further transcripts, in the form of --text, whose perplexity is printed too")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="ARPA file; gzip where its name ends in .gz")
 
 
@@ -30,8 +34,14 @@ def run(args: argparse.Namespace) -> int:
 
     if not all(part.strip().isdigit() for part in args.prune.split(",")):
         raise ConfigError(f"--prune {args.prune}: expected counts with commas between them, such as 0,0,1")
-    made = make_ngram(args.text, args.plain, args.tokens, args.order, [int(part) for part in args.prune.split(",")], args.out)
+    prune = [int(part) for part in args.prune.split(",")]
+    made = make_ngram(
+        args.text, args.plain, args.tokens, args.order, prune, args.out, args.prune_entropy, args.held_out
+    )
     sizes = ", ".join(f"{count} {order}-grams" for order, count in enumerate(made.sizes, 1))
     print(f"{args.out}: {sizes} from {made.sentences} transcripts, {made.pruned} n-grams pruned; "
           f"{made.unknown} transcripts with unknown characters left out")
+    for name, before, after in made.perplexities:
+        pruning = f"; {before:.2f} before pruning by entropy" if args.prune_entropy else ""
+        print(f"perplexity of {name}: {after:.2f}{pruning}")
     return 0

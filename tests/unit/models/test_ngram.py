@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 import pytest
 
@@ -45,6 +46,18 @@ def test_the_verb(tokens, tmp_path, capsys):
     options = ["--text", tmp_path / "text", "--plain", "--tokens", tokens, "--out", tmp_path / "lm.arpa"]
     assert run(*options, "--order", 2, "--prune", "0,1") == 0
     assert "7 1-grams, 3 2-grams from 3 transcripts, 2 n-grams pruned; 0 transcripts" in capsys.readouterr().out
+    (tmp_path / "other").write_text("天地\n地天\n空\n")
+    more = ["--prune-entropy", 0.05, "--held-out", tmp_path / "other"]
+    assert run(*options, "--order", 2, *more) == 0
+    lines = capsys.readouterr().out.splitlines()
+    pruned = int(re.search(r"(\d+) n-grams pruned", lines[0])[1])
+    assert pruned > 0
+    assert len(read_arpa(tmp_path / "lm.arpa")[1]) == 5 - pruned
+    for line, name in zip(lines[1:], ("the transcripts", "the held-out transcripts"), strict=True):
+        found = re.fullmatch(rf"perplexity of {name}: ([0-9.]+); ([0-9.]+) before pruning by entropy", line)
+        assert float(found[1]) != float(found[2])
+    with pytest.raises(ConfigError, match=r"prune_entropy -1 must not"):
+        run(*options, "--prune-entropy", -1)
     with pytest.raises(ConfigError, match=r"--prune x: expected counts"):
         run(*options, "--prune", "x")
     (tmp_path / "text").write_text("空\n")
