@@ -44,6 +44,7 @@ VERBS: dict[str, str] = {
     "chat": "talk with an X-LLM about images, clips and speech",
     "serve": "answer over HTTP: an OpenAI-compatible API, and a web demo",
     "export": "write an X-LLM as one folder that loads anywhere, with its card",
+    "conditions": "does the image help: one test set with right, wrong and no images, and captions",
     "score": "compare recognised text with its reference: CER and more",
     "judge": "ask a judge which of two systems answers better, and sum up its verdicts",
     "bench": "measure speed and memory beside reference implementations",
@@ -114,6 +115,10 @@ def load_verb(name: str) -> Verb:
             from xllm_speech.bin import export
 
             return export
+        case "conditions":
+            from xllm_speech.bin import conditions
+
+            return conditions
         case "score":
             from xllm_speech.bin import score
 

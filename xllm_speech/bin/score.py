@@ -38,17 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score; exit status 0. A missing, doubled or unknown id raises `DataError` before anything is written."""
-    import functools
-
-    from xllm_speech.metrics.score_file import NormalForm
-    from xllm_speech.text.normalise import NORMALISER, cer_tokens, mer_tokens, normalise
-
-    form = NormalForm(
-        id=NORMALISER + ("+numbers" if args.numbers else ""),
-        normalise=functools.partial(normalise, numbers=args.numbers),
-        cer_tokens=cer_tokens,
-        mer_tokens=mer_tokens,
-    )
+    form = normal_form(args.numbers)
     _check(args)
     if args.conditions:
         _conditions(args, form)
@@ -59,6 +49,19 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         print(f"written: {args.out}")
     return 0
+
+
+def normal_form(numbers: bool) -> NormalForm:
+    """The normal form that everything is scored in; numbers: digits are read in Mandarin."""
+    import functools
+
+    from xllm_speech.metrics.score_file import NormalForm
+    from xllm_speech.text.normalise import NORMALISER, cer_tokens, mer_tokens, normalise
+
+    return NormalForm(
+        id=NORMALISER + ("+numbers" if numbers else ""), normalise=functools.partial(normalise, numbers=numbers),
+        cer_tokens=cer_tokens, mer_tokens=mer_tokens,
+    )
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -102,7 +105,6 @@ def _transcripts(args: argparse.Namespace, form: NormalForm) -> None:
 
 def _conditions(args: argparse.Namespace, form: NormalForm) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from xllm_speech.base.files import write_json
     from xllm_speech.metrics.grounding import compare_conditions
@@ -111,26 +113,35 @@ def _conditions(args: argparse.Namespace, form: NormalForm) -> None:
     score = compare_conditions(args.ref, files, form, args.captions, args.set_name)
     if args.out:
         write_json(args.out, score)
-    title = f"{score['set'] or args.ref.name}: {score['utterances']} utterances, differences to {score['baseline']}"
-    table = Table(title=title, title_justify="left")
-    for heading in ("", "CER %", "95 % interval", "difference", "95 % interval", "p"):
+    print_conditions(score, Console(highlight=False))
+
+
+def print_conditions(score: dict[str, Any], console: Any) -> None:
+    """Tables of what `metrics.grounding.compare_conditions` found."""
+    from rich.table import Table
+
+    beside = score["beside"]
+    name = score["set"] or Path(score["reference"]).name
+    table = Table(title=f"{name}: {score['utterances']} utterances, differences to {score['baseline']}", title_justify="left")
+    second = [f"to {beside}", "95 % interval", "p"] if beside else []
+    for heading in ("", "CER %", "95 % interval", "difference", "95 % interval", "p", *second):
         table.add_column(heading, justify="left" if not heading else "right")
     split = Table(title="characters that the captions ground, and others", title_justify="left")
     for heading in ("", "grounded %", "points", "p", "other %", "points", "p", "copied"):
         split.add_column(heading, justify="left" if not heading else "right")
     for name, row in score["conditions"].items():
-        gap = row["difference"]
-        table.add_row(name, _number(row["cer"]), _span(row["interval"]), _points(gap),
-                      _span(gap and gap["interval"], "+.2f"), _number(gap and gap["p"], ".3f"))
-        if args.captions:
+        cells = []
+        for gap in (row["difference"], row["beside"]) if beside else (row["difference"],):
+            cells += [_points(gap), _span(gap and gap["interval"], "+.2f"), _number(gap and gap["p"], ".3f")]
+        table.add_row(name, _number(row["cer"]), _span(row["interval"]), *cells)
+        if score["captions"]:
             cells = []
             for part in (row["grounded"], row["other"]):
                 gap = part["difference"]
                 cells += [_number(part["percent"]), _points(gap), _number(gap and gap["p"], ".3f")]
             split.add_row(name, *cells, str(row["copied"]))
-    console = Console(highlight=False)
     console.print(table)
-    if args.captions:
+    if score["captions"]:
         console.print(split)
     spread = score["spread"]
     if spread:

@@ -70,20 +70,28 @@ def load_pixels(path: str | Path, size: int, center_crop: bool = True, view: Vie
     Raises:
         DataError: missing, not a picture, truncated, or of more than MAX_PIXELS pixels; names the file.
     """
+    return normalise_pixels(read_picture(path), size, center_crop, view)
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """Picture file -> RGB of its own size, upright as its EXIF says; transparency on white.
+
+    Raises:
+        DataError: missing, not a picture, truncated, or of more than MAX_PIXELS pixels; names the file.
+    """
     path = Path(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged by MAX_PIXELS just below
             with Image.open(path) as opened:
                 refuse_large(path, *opened.size)
-                image = _to_rgb(ImageOps.exif_transpose(opened))
+                return _to_rgb(ImageOps.exif_transpose(opened))
     except DataError:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such picture") from error
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
         raise DataError(f"{path}: unreadable picture ({str(error).splitlines()[0] if str(error) else error!r})") from error
-    return normalise_pixels(image, size, center_crop, view)
 
 
 def refuse_large(path: Path, width: int, height: int) -> None:

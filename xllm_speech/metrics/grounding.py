@@ -89,23 +89,26 @@ def _by_character(text: str, sources: Sequence[Sequence[str]], form: NormalForm)
 
 def compare_conditions(
     ref: str | Path, hypotheses: Mapping[str, str | Path], form: NormalForm, captions: str | Path | None = None,
-    set_name: str | None = None, seed: int = 0,
+    set_name: str | None = None, seed: int = 0, beside: str | None = None,
 ) -> dict[str, Any]:
     """Compare hypothesis files of one reference, each with the first; returns the content of the score file.
 
     hypotheses: condition or wording -> file. captions: text (one or several) of every utterance's image, in any form that
-    `read_texts` knows, or cuts with a field `caption`; an utterance without an image has the empty caption.
+    `read_texts` knows, or cuts with a field `caption`; an utterance without an image has the empty caption. beside: a second
+    condition that all are compared with, such as the right image beside a wrong one.
 
     Keys: conditions {name: counts, cer, interval, difference to the first, decoding, and with captions grounded and other
     (N, errors, percent, difference) and copied}; a difference has points (below 0: better than the first), its 95 % interval
-    and p of the paired bootstrap; baseline; spread (lowest, highest, mean CER and their range: what the wording alone does);
-    same_text (% of utterances that all conditions write alike); set, utterances, normaliser, test_set_sha256, header.
+    and p of the paired bootstrap; baseline; with beside, its name, and in each row `beside`, the difference to it; spread
+    (lowest, highest, mean CER and their range: what the wording alone does); same_text (% of utterances that all conditions
+    write alike); set, utterances, normaliser, test_set_sha256, header.
 
     Raises:
         ConfigError: fewer than two conditions.
         DataError: unless every reference id is answered exactly once in each file, and has a caption where they are given.
     """
     require(len(hypotheses) >= 2, "--conditions: expected at least two NAME=FILE, the one to compare with first")
+    require(beside is None or beside in hypotheses, f"{beside} is none of the conditions {', '.join(hypotheses)}")
     references = read_transcripts(ref)
     texts = {row.id: form.normalise(row.text) for row in references}
     known = {} if captions is None else _captions(captions, list(texts), form)
@@ -126,6 +129,8 @@ def compare_conditions(
             **{key: row for key, row in _class_row(splits[name], splits[baseline], "all", seed).items() if key in _SHOWN},
             "decoding": read_decoding(hypotheses[name]),
         }
+        if beside is not None:
+            table[name]["beside"] = _class_row(splits[name], splits[beside], "all", seed)["difference"]
         if captions is not None:
             table[name] |= {part: _class_row(splits[name], splits[baseline], part, seed) for part in ("grounded", "other")}
             table[name]["copied"] = sum(split.copied for split in splits[name])
@@ -137,6 +142,7 @@ def compare_conditions(
         "captions": None if captions is None else str(captions),
         "utterances": len(texts),
         "baseline": baseline,
+        "beside": beside,
         "conditions": table,
         "spread": {
             "lowest": min(rates), "highest": max(rates), "range": max(rates) - min(rates), "mean": sum(rates) / len(rates),
