@@ -14,9 +14,12 @@ from xllm_speech.datasets.media import load_media
 from xllm_speech.datasets.readers import MediaReader
 from xllm_speech.infer.answers import WINDOW_BATCHES, Answer, AnsweringReport, batches_by_length, prepare
 from xllm_speech.infer.generation import AnswerOptions
+from xllm_speech.infer.halving import halve_on_failure
+from xllm_speech.llm.beam import BeamSearcher
+from xllm_speech.llm.verify import Verifier
 from xllm_speech.models.xllm_checkpoints import XllmCheckpoint
 from xllm_speech.prompts import Spliced, SpliceReport
-from xllm_speech.records import Conversation
+from xllm_speech.records import Conversation, LlmInput
 
 Readers = Mapping[str, MediaReader]
 
@@ -30,6 +33,7 @@ class Answerer:
 
     def __init__(self, checkpoint: XllmCheckpoint, device: torch.device) -> None:
         self.model, self.encoders, self.device = checkpoint.model, checkpoint.encoders, device
+        self.verifier, self.beams = Verifier(self.model.llm), BeamSearcher(self.model.llm)
 
     def room(self, options: AnswerOptions) -> int:
         """Most tokens of an answer; `ConfigError` when they leave none for a question."""
@@ -50,14 +54,10 @@ class Answerer:
         self, conversations: list[Conversation], options: AnswerOptions, readers: Readers, report: AnsweringReport
     ) -> dict[str, Answer]:
         """Answers by id. A batch that fails as a whole is halved until what is to blame stands alone."""
-        try:
-            return self._try(conversations, options, readers, report)
-        except (SeamError, DataError, torch.OutOfMemoryError) as error:
-            if len(conversations) == 1:
-                return {conversations[0].id: failed(conversations[0].id, error)}
-        half = len(conversations) // 2
-        halves = [self.answer_batch(part, options, readers, report) for part in (conversations[:half], conversations[half:])]
-        return halves[0] | halves[1]
+        return halve_on_failure(
+            conversations, lambda part: self._try(list(part), options, readers, report),
+            lambda one, error: {one.id: failed(one.id, error)}, (SeamError, DataError),
+        )
 
     @torch.no_grad()
     def _try(
@@ -70,14 +70,21 @@ class Answerer:
         report.reading_sec += spliced_at - begin
         found = {name: failed(name, reason) for name, reason in rejected}
         if spliced is not None and spliced.llm_input is not None:
-            llm = self.model.llm
-            rows = llm.generate(spliced.llm_input, **options.arguments(room))
+            rows = self.write(spliced.llm_input, options, room)
             for plan, ids in zip(spliced.plans, rows, strict=True):
                 found[plan.id] = Answer(
-                    plan.id, llm.decode(ids), note=note_of(plan.report), tokens=len(ids), cut=len(ids) >= room
+                    plan.id, self.model.llm.decode(ids), note=note_of(plan.report), tokens=len(ids), cut=len(ids) >= room
                 )
         report.answering_sec += time.perf_counter() - spliced_at
         return found
+
+    def write(self, prompt: LlmInput, options: AnswerOptions, room: int) -> list[list[int]]:
+        """The LLM's answers as ids, each at most `room`; not drawn, they are the same as those to each prompt alone."""
+        if options.do_sample:
+            return self.model.llm.generate(prompt, **options.arguments(room))
+        if options.num_beams > 1:
+            return self.beams.answer(prompt, room, options.num_beams)
+        return [answer.ids for answer in self.verifier.answer(prompt, room)]
 
     def answer(
         self, conversations: Iterable[Conversation], options: AnswerOptions, batch_size: int, report: AnsweringReport,

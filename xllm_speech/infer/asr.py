@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
-from xllm_speech.base.errors import DataError, SeamError
+from xllm_speech.base.errors import DataError, SeamError, first_line
 from xllm_speech.base.files import atomic_dir, sha256_file
 from xllm_speech.base.units import sec_from_steps
 from xllm_speech.datasets.asr import AsrDataset
 from xllm_speech.features.audio import audio_path, load_file
+from xllm_speech.infer.halving import halve_on_failure
 from xllm_speech.models.asr import SearchConfig
 from xllm_speech.models.checkpoints import WEIGHTS, AsrCheckpoint, load_asr, save_asr
 from xllm_speech.records import AsrBatch, CifOut, Hypothesis, TimedToken
@@ -121,7 +122,10 @@ class CifAsr:
                 else:
                     loadable.append((place, cut))
             for group in batches_by_length(loadable, batch_sec):
-                done.update(self._decode(group, dataset, search, report))
+                done |= halve_on_failure(
+                    group, lambda part: self._decode(part, dataset, search, report),
+                    lambda item, error: {item[0]: describe_cut(item[1], "", error=first_line(error))},
+                )
                 if on_progress is not None:
                     on_progress(report)
             for place in range(len(window)):
@@ -132,7 +136,7 @@ class CifAsr:
                 yield hypothesis
 
     def _decode(
-        self, group: list[tuple[int, Cut]], dataset: AsrDataset, search: SearchConfig, report: DecodingReport
+        self, group: Sequence[tuple[int, Cut]], dataset: AsrDataset, search: SearchConfig, report: DecodingReport
     ) -> dict[int, Hypothesis]:
         """Hypotheses of one batch by place; what cannot be loaded is reported in its own hypothesis."""
         begin = time.perf_counter()
@@ -142,12 +146,6 @@ class CifAsr:
         report.loading_sec += loaded - begin
         out: dict[int, Hypothesis] = {}
         cuts = dict(group)
-        for key, reason in batch.skipped:
-            cut, reason = cuts[int(key)], reason.replace(f"{key}: ", "", 1)
-            if key in batch.ids:  # decoded all the same, without its picture
-                report.notes.append((cut.id, reason))
-            else:
-                out[int(key)] = describe_cut(cut, "", error=reason)
         if batch.ids:
             results, cif = self.model.recognise(_with_device(batch, self.device), search)
             report.audio_sec += batch.seconds
@@ -155,6 +153,12 @@ class CifAsr:
                 cut = cuts[int(key)]
                 out[int(key)] = self._describe(cut, result.tokens, result.log_probs, result.score, cif, row)
             report.decoding_sec += time.perf_counter() - loaded
+        for key, reason in batch.skipped:
+            cut, reason = cuts[int(key)], reason.replace(f"{key}: ", "", 1)
+            if int(key) in out:  # decoded all the same, without its picture
+                report.notes.append((cut.id, reason))
+            else:
+                out[int(key)] = describe_cut(cut, "", error=reason)
         return out
 
     def _describe(

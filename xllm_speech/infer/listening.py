@@ -39,12 +39,12 @@ class Listener:
     """Hears with the frozen ASR model of an X-LLM.
 
     Args:
-        asr: the model. table: its tokens. method: of the search; fast where the model has the head for it, else greedy.
+        asr: the model. table: its tokens. search: None for fast where the model has the head for it, else greedy.
     """
 
-    def __init__(self, asr: CifAsrModel, table: TokenTable, method: str | None = None) -> None:
+    def __init__(self, asr: CifAsrModel, table: TokenTable, search: SearchConfig | None = None) -> None:
         self.asr, self.table = asr, table
-        self.search = SearchConfig(method or ("greedy" if asr.unit_head is None else "fast"))
+        self.search = search or SearchConfig("greedy" if asr.unit_head is None else "fast")
 
     @torch.no_grad()
     def hear(self, fbank: FbankBatch) -> tuple[CifOut, list[Heard]]:

@@ -17,7 +17,9 @@ from xllm_speech.infer.draft import Drafter
 from xllm_speech.infer.generation import AnswerOptions
 from xllm_speech.infer.guard import Guard, GuardConfig, Verdict
 from xllm_speech.infer.listening import Heard, Listener
+from xllm_speech.infer.llm_hotwords import Hotwords
 from xllm_speech.infer.llm_times import letter_log_probs
+from xllm_speech.llm.beam import BeamSearcher
 from xllm_speech.llm.verify import GreedyAnswer, Verifier
 from xllm_speech.models.asr import CifAsrModel
 from xllm_speech.records import Conversation, FbankBatch, LlmInput
@@ -77,7 +79,7 @@ class SpeechAnswerer(Answerer):
     Args:
         base: the model. table: of its ASR model. draft: what greedy search verifies, cif (the ASR model's hypothesis) or none;
             it changes how long a transcript takes and nothing in it. guard: bounds, None for no guard. told: filled in on
-            the way.
+            the way. hotwords: likely phrases, for the LLM and for what the ASR model hears.
 
     Raises:
         ConfigError: an unknown draft.
@@ -85,11 +87,13 @@ class SpeechAnswerer(Answerer):
 
     def __init__(
         self, base: Answerer, asr: CifAsrModel, table: TokenTable, draft: str = "cif", guard: GuardConfig | None = None,
-        told: TranscribingReport | None = None,
+        told: TranscribingReport | None = None, hotwords: Hotwords | None = None,
     ) -> None:
         require_choice("draft", draft, DRAFTS)
-        self.model, self.encoders, self.device = base.model, base.encoders, base.device
-        self.listener, self.verifier, self.draft = Listener(asr, table), Verifier(base.model.llm), draft
+        self.model, self.encoders, self.device, self.draft = base.model, base.encoders, base.device, draft
+        self.bias = None if hotwords is None else hotwords.bias(base.model.llm)
+        self.verifier, self.beams = Verifier(base.model.llm, self.bias), BeamSearcher(base.model.llm, self.bias)
+        self.listener = Listener(asr, table, None if hotwords is None else hotwords.search(table))
         self.guard = None if guard is None else Guard(table, guard)
         self.told = told or TranscribingReport()
 
@@ -112,11 +116,12 @@ class SpeechAnswerer(Answerer):
         silent = {name: verdict for name in heard if (verdict := self._judge_sound(heard[name])) is not None}
         if silent:  # what is silent costs the LLM nothing, and is no reason to refuse its prompt either
             report.reading_sec += time.perf_counter() - begin
-            for name, verdict in silent.items():
+            rest = [conversation for conversation in batch.conversations if conversation.id not in silent]
+            found |= self._try(rest, options, readers, report) if rest else {}
+            for name, verdict in silent.items():  # counted once nothing can fail any more
                 found[name] = Transcript(name, "", heard=heard[name], verdict=verdict)
                 self.told.decisions[verdict.decision] += 1
-            rest = [conversation for conversation in batch.conversations if conversation.id not in silent]
-            return found | (self._try(rest, options, readers, report) if rest else {})
+            return found
         media = {kind: value for kind, value in batch.media.items() if kind != "speech"}
         encoded = self.encoders.encode(replace(batch, media=media, features={**batch.features, "speech": cif}))
         spliced = self.model.splice(encoded, train=False, answer_room=room)
@@ -139,7 +144,7 @@ class SpeechAnswerer(Answerer):
     ) -> list[GreedyAnswer | list[int]]:
         """The LLM's answers; with beams ids alone."""
         if options.num_beams > 1 or options.do_sample:
-            return list(self.model.llm.generate(prompt, **options.arguments(room)))
+            return list(self.write(prompt, options, room))
         drafter = Drafter(self.model.llm, expected) if self.draft == "cif" else None
         return list(self.verifier.answer(prompt, room, drafter))
 

@@ -26,6 +26,7 @@ from xllm_speech.infer.export import export_xllm
 from xllm_speech.infer.generation import AnswerOptions, stream_text
 from xllm_speech.infer.guard import GuardConfig
 from xllm_speech.infer.llm_asr import LlmRecogniser
+from xllm_speech.infer.llm_hotwords import Hotwords
 from xllm_speech.infer.messages import question_from_messages
 from xllm_speech.infer.transcribing import SpeechAnswerer, TranscribingReport
 from xllm_speech.models.checkpoints import WEIGHTS, find_model
@@ -141,6 +142,7 @@ class XLLM:
         batch_sec: float = 60.0,
         draft: str = "cif",
         guard: bool | GuardConfig = True,
+        hotwords: Hotwords | None = None,
     ) -> list[Hypothesis]:
         """Recognise files or cuts; one hypothesis each, in order. A file that cannot be read gives one with `error` set.
 
@@ -150,13 +152,15 @@ class XLLM:
             batch_sec: audio seconds answered together; results do not depend on it.
             draft: what greedy search verifies in few passes of the LLM, cif (the ASR model's hypothesis) or none; the text is
                 the same. guard: silence gives no text, and a transcript that cannot come from what was said gives way to the
-                ASR model's (`infer.guard`; decisions stand in `extra`).
+                ASR model's (`infer.guard`; decisions stand in `extra`). hotwords: phrases that the speech is likely to hold.
 
         Raises:
             ConfigError: the model has no interface for speech, or none for the image, or an option is out of its range.
         """
         options = AnswerOptions(max_new_tokens, num_beams)
-        return list(self.stream(speech, options, image, use_images, wording, batch_sec, draft=draft, guard=guard))
+        return list(self.stream(
+            speech, options, image, use_images, wording, batch_sec, draft=draft, guard=guard, hotwords=hotwords
+        ))
 
     def stream(
         self,
@@ -173,9 +177,29 @@ class XLLM:
         guard: bool | GuardConfig = True,
         told: TranscribingReport | None = None,
         use_captions: bool = False,
+        hotwords: Hotwords | None = None,
     ) -> Iterator[Hypothesis]:
         """Like `transcribe`, one by one; `report` and `told` are filled in on the way, without `report` its notes go to the
         log. use_captions: captions that cuts bring along stand in the prompt, as text (`prompts.with_caption`)."""
+        recogniser = self.make_recogniser(
+            options, image, use_images, wording, channel, draft, guard, told, use_captions, hotwords
+        )
+        return recogniser.stream(speech_items(speech, None if image is None else str(image)), batch_sec, report, on_progress)
+
+    def make_recogniser(
+        self,
+        options: AnswerOptions | None = None,
+        image: str | Path | None = None,
+        use_images: bool = True,
+        wording: int | None = None,
+        channel: str | None = None,
+        draft: str = "cif",
+        guard: bool | GuardConfig = True,
+        told: TranscribingReport | None = None,
+        use_captions: bool = False,
+        hotwords: Hotwords | None = None,
+    ) -> LlmRecogniser:
+        """What `stream` recognises with, for its arguments; the picture itself comes with the cuts."""
         options = options or AnswerOptions()
         self.answerer.room(options)
         has = ", ".join(self.kinds)
@@ -183,15 +207,15 @@ class XLLM:
         require(
             image is None or "image" in self.kinds, f"{self.folder}: has interfaces for {has}, none for images; leave it away"
         )
-        answerer = self.make_speech_answerer(draft, guard, told)
-        recogniser = LlmRecogniser(
-            answerer, self.readers, options, channel or self.checkpoint.description.channel,
+        return LlmRecogniser(
+            self.make_speech_answerer(draft, guard, told, hotwords), self.readers, options,
+            channel or self.checkpoint.description.channel,
             "image" in self.kinds and (use_images or image is not None), wording, use_captions,
         )
-        return recogniser.stream(speech_items(speech, None if image is None else str(image)), batch_sec, report, on_progress)
 
     def make_speech_answerer(
-        self, draft: str = "cif", guard: bool | GuardConfig = True, told: TranscribingReport | None = None
+        self, draft: str = "cif", guard: bool | GuardConfig = True, told: TranscribingReport | None = None,
+        hotwords: Hotwords | None = None,
     ) -> SpeechAnswerer:
         """What `transcribe` asks for transcripts; its arguments mean the same there."""
         description, asr = self.checkpoint.description, self.checkpoint.encoders.asr
@@ -199,7 +223,7 @@ class XLLM:
             raise ConfigError(f"{self.folder}: no ASR model is loaded; transcripts need model.encoders.asr")
         bounds = GuardConfig() if guard is True else guard or None
         table = TokenTable.load(find_model(description.model.encoders.asr))
-        return SpeechAnswerer(self.answerer, asr, table, draft, bounds, told)
+        return SpeechAnswerer(self.answerer, asr, table, draft, bounds, told, hotwords)
 
     @overload
     def chat(

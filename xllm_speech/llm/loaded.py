@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import LogitsProcessorList
 
 from xllm_speech.llm.chatglm_model import IGNORED_LABEL, ChatGLMForConditionalGeneration
 from xllm_speech.llm.chatglm_tokenizer import ChatGLMTokenizer
 from xllm_speech.llm.framing import Framing
 from xllm_speech.records import LlmInput
+
+# (ids written so far [N, n], scores of the next [N, V]) -> scores [N, V], as transformers' logits processors.
+Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class AnswerLoss(NamedTuple):
@@ -147,16 +152,20 @@ class LoadedLlm(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, prompt: LlmInput, max_new_tokens: int, num_beams: int = 1, do_sample: bool = False, **options: Any
+        self, prompt: LlmInput, max_new_tokens: int, num_beams: int = 1, do_sample: bool = False,
+        bias: Processor | None = None, **options: Any,
     ) -> list[list[int]]:
         """Answers as ids, the token that ended them and padding left out; padding of the prompts may be on either side.
 
         Args:
+            bias: a logits processor of transformers.
             options: for `generate` of transformers: temperature, top_p, num_return_sequences, streamer ...
 
         Raises:
             ValueError: what `forward` raises.
         """
+        if bias is not None:
+            options["logits_processor"] = LogitsProcessorList([bias])
         made = self.model.generate(
             **self._arguments(left_padded(prompt)), max_new_tokens=max_new_tokens, num_beams=num_beams,
             do_sample=do_sample, eos_token_id=list(self.framing.end_ids), pad_token_id=self.pad_id, **options,

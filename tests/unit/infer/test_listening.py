@@ -28,7 +28,7 @@ def fbank(media):
 
 @pytest.mark.parametrize("method", [None, "greedy"])
 def test_the_text_is_that_of_the_model_by_itself(asr, fbank, media, method):
-    cif, heard = Listener(asr.model, asr.table, method).hear(fbank)
+    cif, heard = Listener(asr.model, asr.table, method and SearchConfig(method)).hear(fbank)
     files = [media / f"{name}.wav" for name in ("short", "long", "middle")]
     alone = asr.transcribe(files, SearchConfig(method or "fast"))
     assert [one.text for one in heard] == [other.text for other in alone]

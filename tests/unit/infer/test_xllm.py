@@ -151,19 +151,19 @@ def test_what_cannot_be_answered_is_named_and_costs_only_itself(model, media):
 def test_a_batch_that_fails_as_a_whole_is_taken_apart(model, media, monkeypatch):
     talks = mixed(media)
     expected = list(model.answer(talks, 8))
-    llm, generate = model.checkpoint.model.llm, model.checkpoint.model.llm.generate
-    sizes = []
+    llm = model.checkpoint.model.llm.model
+    forward, sizes = llm.forward, []
 
-    def small_memory(prompt, **options):
-        sizes.append(len(prompt.ids_BL))
-        if len(prompt.ids_BL) > 2:
+    def small_memory(**options):
+        sizes.append(len(options["inputs_embeds"]))
+        if sizes[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB\nand more")
-        return generate(prompt, **options)
+        return forward(**options)
 
-    monkeypatch.setattr(llm, "generate", small_memory)
+    monkeypatch.setattr(llm, "forward", small_memory)
     assert list(model.answer(talks, 8)) == expected
     assert max(sizes) > 2
-    monkeypatch.setattr(llm, "generate", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
+    monkeypatch.setattr(llm, "forward", lambda **_: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
     assert [answer.error for answer in model.answer(talks[:2], 8)] == ["out of memory"] * 2
 
 
