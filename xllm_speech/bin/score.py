@@ -14,12 +14,15 @@ KINDS = ("transcript", "caption", "answer", "translation")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("--ref", type=Path, required=True, metavar="FILE",
+    parser.add_argument("--ref", type=Path, metavar="FILE",
                         help="reference: Kaldi `text` lines, JSON lines with id and text, or lhotse cuts; gzip is read too")
     parser.add_argument("--hyp", type=Path, metavar="FILE", help="hypothesis, in the same forms")
+    parser.add_argument("--answers", type=Path, metavar="FILE",
+                        help="in place of both, with --metrics caption, answer or translation: the output of `answer`")
+    parser.add_argument("--task", metavar="NAME", help="of --answers, those to this task: caption, vl, vsd, video, ...")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write score.json here")
     parser.add_argument("--compare", type=Path, metavar="OTHER_HYP",
-                        help="paired bootstrap of the difference to another hypothesis file")
+                        help="paired bootstrap of the difference to another hypothesis (or answer) file")
     parser.add_argument("--mer", action="store_true", help="show the mixed error rate too: a Latin word is one token")
     parser.add_argument("--numbers", action="store_true", help="read digits in Mandarin on both sides (123 = 一百二十三)")
     parser.add_argument("--by", action="append", metavar="FIELD",
@@ -68,13 +71,28 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse options that do not go together."""
     from xllm_speech.base.config import require
 
+    if args.answers is not None:
+        require(args.ref is None and args.hyp is None and not args.conditions, "--answers holds both sides; leave --ref, --hyp "
+                "and --conditions away")
+        require(bool(args.task) and args.metrics != "transcript", "--answers FILE goes with --task NAME and --metrics caption, "
+                "answer or translation")
+        return _check_texts(args)
+    require(args.task is None, "--task goes with --answers")
+    require(args.ref is not None, "expected --ref FILE")
     require((args.hyp is None) == bool(args.conditions), "expected one of --hyp FILE and --conditions NAME=HYP ...")
     require(args.captions is None or bool(args.conditions), "--captions goes with --conditions")
     plain = args.metrics == "transcript"
     require(plain or not args.conditions, f"--conditions compares transcripts, not --metrics {args.metrics}")
-    wanted = {"--compare": args.compare, "--by": args.by, "--mer": args.mer}
-    given = ", ".join(name for name, value in wanted.items() if value)
-    require(not given or (plain and not args.conditions), f"{given}: only for --hyp with transcripts")
+    require(args.compare is None or not args.conditions, "--compare goes with --hyp; --conditions compares all with the first")
+    if not plain or args.conditions:
+        _check_texts(args)
+
+
+def _check_texts(args: argparse.Namespace) -> None:
+    from xllm_speech.base.config import require
+
+    given = ", ".join(name for name, value in {"--by": args.by, "--mer": args.mer}.items() if value)
+    require(not given, f"{given}: only for --hyp with transcripts")
 
 
 def _named_files(words: list[str], option: str) -> dict[str, Path]:
@@ -156,17 +174,27 @@ def _texts(args: argparse.Namespace, form: NormalForm) -> None:
     from xllm_speech.base.files import write_json
     from xllm_speech.metrics.captions import score_texts
 
-    score = score_texts(args.ref, args.hyp, args.metrics, form, args.set_name)
+    score = score_texts(
+        args.ref, args.answers or args.hyp, args.metrics, form, args.set_name, compare=args.compare, task=args.task
+    )
     if args.out:
         write_json(args.out, score)
-    title = f"{score['set'] or args.ref.name}: {score['items']} items, {score['references']} references"
+    title = f"{score['set'] or Path(score['reference']).name}: {score['items']} items, {score['references']} references"
     table = Table(title=title, title_justify="left")
-    for heading in (args.metrics, "", "95 % interval"):
-        table.add_column(heading, justify="left" if heading == args.metrics else "right")
+    compare = score["compare"]
+    other = ["other", "difference", "95 % interval", "p"] if compare else []
+    for place, heading in enumerate((args.metrics, "", "95 % interval", *other)):
+        table.add_column(heading, justify="right" if place else "left")
     for name, value in score["scores"].items():
-        table.add_row(name, _number(value), _span(score["interval"].get(name)))
+        cells = [name, _number(value), _span(score["interval"].get(name))]
+        if compare:
+            gap = compare["differences"][name]
+            cells += [_number(compare["scores"][name]), _points(gap), _span(gap["interval"], "+.2f"), _number(gap["p"], ".3f")]
+        table.add_row(*cells)
     console = Console(highlight=False)
     console.print(table)
+    if compare:
+        console.print(f"other: {compare['hypothesis']}", markup=False, soft_wrap=True)
     console.print(f"counted: {score['tokens']}; normaliser {score['normaliser']}", markup=False, soft_wrap=True)
 
 

@@ -46,9 +46,9 @@ class PairedDifference:
 
 
 def paired_bootstrap(
-    first_errors: Sequence[int],
-    second_errors: Sequence[int],
-    lengths: Sequence[int],
+    first_errors: Sequence[float],
+    second_errors: Sequence[float],
+    lengths: Sequence[float],
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
@@ -63,9 +63,23 @@ def paired_bootstrap(
         return None
     gaps = [first - second for first, second in zip(first_errors, second_errors, strict=True)]
     drawn = _resampled_percent(gaps, lengths, resamples, seed)
+    return PairedDifference(100 * sum(gaps) / sum(lengths), _interval(drawn, level), sign_p(drawn))
+
+
+def sign_p(drawn: np.ndarray) -> float:
+    """Two-sided p of drawn differences: the share of them in which the sign changes, doubled; never below 1 / draws."""
     below, above = float(np.mean(drawn <= 0)), float(np.mean(drawn >= 0))
-    p = min(1.0, max(2 * min(below, above), 1 / len(drawn)))
-    return PairedDifference(100 * sum(gaps) / sum(lengths), _interval(drawn, level), p)
+    return min(1.0, max(2 * min(below, above), 1 / len(drawn)))
+
+
+def wilson_interval(right: int, total: int, level: float = LEVEL) -> tuple[float, float] | None:
+    """Wilson's interval of a share, in percent; it says something where all or none are right. None of nothing."""
+    from scipy.stats import binomtest
+
+    if not total:
+        return None
+    found = binomtest(right, total).proportion_ci(level, method="wilson")
+    return 100 * float(found.low), 100 * float(found.high)
 
 
 def _resampled_percent(errors: Sequence[float], lengths: Sequence[float], resamples: int, seed: int) -> np.ndarray:

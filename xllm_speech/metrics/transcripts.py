@@ -167,6 +167,33 @@ def read_texts(path: str | Path, several: bool = False) -> list[Transcript]:
     return list(found.values())
 
 
+def read_answers(path: str | Path, task: str) -> tuple[list[Transcript], list[Transcript]]:
+    """(references, answers) of one task, from the output of `xllm-speech answer`, which has both on one line.
+
+    Raises:
+        DataError: the file is absent, a line of the task lacks its reference or text, an id occurs twice, or none is of it.
+    """
+    references, answers = [], []
+    lines: dict[str, int] = {}
+    tasks = set()
+    for number, row in read_jsonl(path):
+        tasks.add(str(row.get("task")))
+        if row.get("task") != task:
+            continue
+        where = f"{path}:{number}"
+        id = row.get("id")
+        if not isinstance(id, str) or not isinstance(row.get("reference"), str) or not isinstance(row.get("text"), str):
+            raise DataError(f"{where}: needs `id`, `reference` and `text`; do its conversations end in an answer?")
+        if id in lines:
+            raise DataError(f"{where}: id {id} is doubled, first on line {lines[id]}; keep one of them")
+        lines[id] = number
+        references.append(Transcript(id, row["reference"], number))
+        answers.append(Transcript(id, row["text"], number, {} if row.get("error") is None else {"error": row["error"]}))
+    if not answers:
+        raise DataError(f"{path}: holds no answer to task `{task}`; it has {', '.join(sorted(tasks)) or 'no line'}")
+    return references, answers
+
+
 def json_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file and line, object) of JSON lines, of one JSON array, or of the "annotations" of one object, as COCO has them.
 

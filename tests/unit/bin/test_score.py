@@ -140,12 +140,59 @@ def test_captions_and_answers_are_scored(tmp_path: Path, capsys: pytest.CaptureF
         (["--hyp", "h", "--captions", "c"], "--captions goes with --conditions"),
         (["--conditions", "a=h", "b=h", "--metrics", "answer"], "--conditions compares transcripts, not --metrics answer"),
         (["--conditions", "a=h", "b=h", "--mer"], "--mer: only for --hyp with transcripts"),
-        (["--hyp", "h", "--metrics", "caption", "--compare", "o", "--by", "x"], "--compare, --by: only for --hyp"),
+        (["--hyp", "h", "--metrics", "caption", "--mer", "--by", "x"], "--by, --mer: only for --hyp"),
+        (["--conditions", "a=h", "b=h", "--compare", "o"], "--conditions compares all with the first"),
+        (["--answers", "a", "--task", "vl", "--metrics", "answer"], "--answers holds both sides; leave --ref"),
+        (["--hyp", "h", "--task", "vl"], "--task goes with --answers"),
         (["--conditions", "a=h", "h"], "--conditions h: expected NAME=FILE"),
         (["--conditions", "a=h", "a=g"], "--conditions a=g: a is already h"),
         (["--hyp", "h", "--by", "=f"], "--by =f: expected NAME=FILE"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(words: list[str], message: str) -> None:
+def test_options_that_do_not_go_together_are_refused_with_a_reference(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         call("--ref", "r", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--hyp", "h"], "expected --ref FILE"),
+        (["--answers", "a", "--metrics", "answer"], "goes with --task NAME"),
+        (["--answers", "a", "--task", "vl"], "and --metrics caption"),
+        (["--answers", "a", "--task", "vl", "--metrics", "answer", "--mer"], "--mer: only for --hyp"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call(*words)
+
+
+def test_answers_are_scored_by_task_beside_those_without_a_medium(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answers(name: str, right: int) -> Path:
+        rows = [
+            {"id": f"{number}-{task}", "task": task, "text": "红色" if number < right else "没有", "reference": "红色"}
+            for number in range(20) for task in ("vl", "vsd")
+        ]
+        return write(tmp_path / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    seeing, blind = answers("all.jsonl", 15), answers("no_image.jsonl", 5)
+    out = tmp_path / "vl.json"
+    words = ["--answers", seeing, "--task", "vl", "--metrics", "answer", "--compare", blind, "--out", out, "--set-name", "问"]
+    assert call(*words) == 0
+    shown = capsys.readouterr().out
+    for part in ("问: 20 items", "no_image.jsonl", "+50.00"):
+        assert part in shown
+    score = json.loads(out.read_text(encoding="utf-8"))
+    assert (score["task"], score["scores"]["exact_match"], score["compare"]["scores"]["exact_match"]) == ("vl", 75, 25)
+    gap = score["compare"]["differences"]["exact_match"]
+    low, high = gap["interval"]
+    assert 20 < low < 50 < high < 80
+    assert gap["p"] < 0.01
+    with pytest.raises(DataError, match="holds no answer to task `caption`; it has vl, vsd"):
+        call("--answers", seeing, "--task", "caption", "--metrics", "caption")
+    write(seeing, '{"id": "a", "task": "vl", "text": "x"}\n')
+    with pytest.raises(DataError, match=r"all.jsonl:1: needs `id`, `reference` and `text`"):
+        call("--answers", seeing, "--task", "vl", "--metrics", "answer")

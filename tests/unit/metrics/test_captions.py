@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from xllm_speech.base.errors import ConfigError, DataError
+from xllm_speech.metrics.bleu import BleuCounts, interval_of
 from xllm_speech.metrics.captions import cider, score_texts, token_f1
 from xllm_speech.metrics.score_file import NormalForm
 from xllm_speech.metrics.transcripts import read_texts
@@ -150,6 +151,52 @@ def test_translations_are_scored_as_they_stand(tmp_path: Path) -> None:
     ref.write_text("a He likes cats.\n")
     hyp.write_text("a He likes dogs.\n")
     assert "tok:13a" in score_texts(ref, hyp, "translation", FORM)["tokens"]
+
+
+def test_two_systems_are_compared_on_the_same_items(tmp_path: Path) -> None:
+    generator = random.Random(3)
+    references = ["".join(generator.choices("一个红色的方块在左边圆", k=8)) for _ in range(30)]
+
+    def spoil(share: float) -> list[dict]:
+        return [
+            {"id": str(number), "text": "".join("没" if generator.random() < share else letter for letter in text)}
+            for number, text in enumerate(references)
+        ]
+
+    ref = write(tmp_path / "ref", [{"id": str(number), "text": text} for number, text in enumerate(references)])
+    good, bad = write(tmp_path / "good", spoil(0.1)), write(tmp_path / "bad", spoil(0.4))
+    for kind in ("caption", "answer", "translation"):
+        score = score_texts(ref, good, kind, FORM, compare=bad)
+        other = score_texts(ref, bad, kind, FORM)
+        assert score["compare"]["scores"] == other["scores"]
+        assert set(score["compare"]["differences"]) == set(score["scores"]) == set(score["interval"])
+        for name, gap in score["compare"]["differences"].items():
+            low, high = gap["interval"]
+            assert 0 < low <= gap["points"] <= high or name == "exact_match", name
+            assert gap["p"] < 0.05 or name == "exact_match"
+            low, high = score["interval"][name]
+            assert low <= score["scores"][name] <= high or name == "chrf"
+        if kind != "translation":
+            assert score["compare"]["differences"]["bleu4" if kind == "caption" else "token_f1"]["points"] == pytest.approx(
+                score["scores"]["bleu4" if kind == "caption" else "token_f1"]
+                - other["scores"]["bleu4" if kind == "caption" else "token_f1"]
+            )
+    same = score_texts(ref, good, "caption", FORM, compare=good)["compare"]["differences"]
+    assert all((gap["points"], gap["interval"], gap["p"]) == (0, [0, 0], 1) for gap in same.values())
+
+
+def test_the_interval_of_bleu_is_that_of_a_loop_over_whole_corpora(tmp_path: Path) -> None:
+    hypotheses = [list("红色的方块在左"), list("绿圆"), list("一个蓝色方块"), list("黄色的圆在右边")]
+    texts = [["红色的方块在左边"], ["绿色的圆", "圆"], ["有一个蓝色方块"], ["黄色方块在右边"]]
+    references = [[list(text) for text in group] for group in texts]
+    counts = BleuCounts.of([" ".join(row) for row in hypotheses], [[" ".join(row) for row in group] for group in references],
+                           "none", "none")
+    for index in ([0, 1, 2, 3], [3, 3, 0, 2], [1, 1, 1, 2]):
+        expected = plain_bleu([hypotheses[place] for place in index], [references[place] for place in index], 2)
+        assert counts.score(2, np.array(index)) == pytest.approx(expected)
+    drawn = counts.draw(2, 5)
+    assert np.array_equal(drawn, counts.draw(2, 5))
+    assert interval_of(drawn)[0] < counts.score(2) < interval_of(drawn)[1]
 
 
 def test_unknown_kinds_and_unanswered_items_are_refused(tmp_path: Path) -> None:
