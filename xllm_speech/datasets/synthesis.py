@@ -37,7 +37,7 @@ from xllm_speech.base.files import atomic_write, read_jsonl, write_jsonl
 from xllm_speech.base.rejects import DEFAULT_MAX_SHARE, Rejects
 from xllm_speech.base.units import SAMPLE_RATE_HZ
 from xllm_speech.datasets.espeak import ENGINE_HZ
-from xllm_speech.manifests.pictures import clean_text
+from xllm_speech.manifests.pictures import clean_text, is_whole
 from xllm_speech.manifests.visdial_source import question_key
 from xllm_speech.manifests.vsdial_cn import SPEECH_NAME
 from xllm_speech.metrics.alignment import align
@@ -226,8 +226,8 @@ def read_spoken_texts(path: str | Path, texts: str | Path | None = None) -> Iter
         questions = {clean_text(str(row.get("text"))) for _, row in read_jsonl(texts) if "question" in row.get("roles", [])}
     for number, row in read_jsonl(path):
         text = row.get("target", row.get("text"))
-        if not isinstance(text, str):
-            raise DataError(f"{path}:{number}: neither `target` nor `text`")
+        if not isinstance(text, str) or not is_whole(text):
+            raise DataError(f"{path}:{number}: neither `target` nor `text` that can be read")
         if "question" not in row.get("roles", ["question"]):
             continue
         if questions is None or clean_text(str(row.get("source"))) in questions:

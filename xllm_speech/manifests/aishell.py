@@ -19,12 +19,12 @@ from typing import Any
 from lhotse import MonoCut, SupervisionSegment
 
 from xllm_speech.base.errors import DataError
-from xllm_speech.base.files import numbered_lines
 from xllm_speech.base.rejects import DEFAULT_MAX_SHARE
 from xllm_speech.base.units import SAMPLE_RATE_HZ
 from xllm_speech.manifests.cuts import CUTS_NAME, make_recording
 from xllm_speech.manifests.pictures import clean_text
 from xllm_speech.manifests.pieces import DEFAULT_JOBS, Fault, Item, Outcome, Row, SetPlan, prepare_sets
+from xllm_speech.manifests.text_lines import NOT_UTF8, readable_lines
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,9 @@ SETS_1 = ("train", "dev", "test")
 DEVICES = ("iOS", "Android", "Mic")
 # Below the folder that the user names: AISHELL-2 itself, and the archive that its dev and test sets come in.
 PLACES_2 = (".", "AISHELL-2", "AISHELL-DEV-TEST-SET", "AISHELL-2/AISHELL-DEV-TEST-SET")
-# Utterances: Bu et al. 2017, table 1 and the corpus itself; Du et al. 2018, section 2.
+# Utterances. AISHELL-1: the 141 600 lines of its transcript by set; some hundred recordings have none. AISHELL-2: 2500 and
+# 5000 for dev and test on each device, "around 1 million" for training (README of Kaldi's egs/aishell2).
+ROUGHLY = {"aishell2": ("train",)}
 PUBLISHED = {
     "aishell1": {"train": 120098, "dev": 14326, "test": 7176},
     "aishell2": {
@@ -129,9 +131,12 @@ def read_transcripts(path: Path) -> tuple[dict[str, tuple[str, str]], list[Fault
     """id -> (text, file:line) of lines `id text`, and the lines that are none. Blanks within Chinese text are joined."""
     words: dict[str, tuple[str, str]] = {}
     faults = []
-    for number, line in numbered_lines(path):
-        name, *rest = line.lstrip("\ufeff").split(maxsplit=1)[:2] or [""]
+    for number, line in readable_lines(path):
         where = f"{path}:{number}"
+        if line is None:
+            faults.append(Fault(f"line-{number}", where, NOT_UTF8, "bad-line"))
+            continue
+        name, *rest = line.split(maxsplit=1) or [""]
         if not name:
             continue
         if name in words:
@@ -167,7 +172,7 @@ def _items_2(folder: Path, words: dict[str, tuple[str, str]], faults: list[Fault
     for name, path, where in _recordings_2(folder):
         used.add(name)
         if not path:
-            yield Fault(name, where, "nothing after the id in wav.scp", "bad-line")
+            yield Fault(name, where, "not `id path` in UTF-8", "bad-line")
             continue
         text, line = words.get(name, (None, where))
         yield Item(name, line, (path, text))
@@ -180,8 +185,8 @@ def _recordings_2(folder: Path) -> Iterator[tuple[str, str, str]]:
     """(id, path, file:line) by wav.scp, whose paths hold from its folder; without one, by the files below wav/."""
     table = folder / "wav.scp"
     if table.is_file():
-        for number, line in numbered_lines(table):
-            parts = line.lstrip("\ufeff").split(maxsplit=1)
+        for number, line in readable_lines(table):
+            parts = [f"line-{number}"] if line is None else line.split(maxsplit=1)
             if parts:
                 path = os.path.join(folder, parts[1].strip()) if len(parts) > 1 else ""
                 yield parts[0], path, f"{table}:{number}"
@@ -194,7 +199,7 @@ def _plan(name: str, items: Iterator[Item | Fault], sources: list[Path], corpus:
     return SetPlan(
         name=name, manifest=CUTS_NAME, items=items, work=_make_cut, unit="cuts", settings={"corpus": corpus, "set": name},
         sources=sources, measure=_measure, group=("speakers", lambda row: str(row["supervisions"][0]["speaker"])),
-        published=PUBLISHED[corpus].get(name),
+        published=PUBLISHED[corpus].get(name), roughly=name in ROUGHLY.get(corpus, ()),
     )
 
 

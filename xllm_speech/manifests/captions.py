@@ -20,27 +20,27 @@ from pathlib import Path
 from typing import Any
 
 from xllm_speech.base.errors import DataError
-from xllm_speech.base.files import numbered_lines
 from xllm_speech.base.rejects import DEFAULT_MAX_SHARE
 from xllm_speech.manifests.json_stream import JsonEntry, stream_json
 from xllm_speech.manifests.llava_test import LEFT_OUT_KIND, is_llava_test_image
 from xllm_speech.manifests.pictures import Pictures, answer_of, clean_text, describe_row
 from xllm_speech.manifests.pieces import DEFAULT_JOBS, Fault, Item, LeftOut, Outcome, SetPlan, prepare_sets
+from xllm_speech.manifests.text_lines import NOT_UTF8, readable_lines
 from xllm_speech.records.manifest import ConversationItem
 
 log = logging.getLogger(__name__)
 
 CONVERSATIONS_NAME = "conversations.jsonl.gz"
 CORPORA = ("coco", "flickr30k", "aic", "visual-genome", "minigpt4")
-# Captions (regions of Visual Genome 1.2) by a word in the annotation file's name; "" holds for any file. Sources: COCO
-# 2014 and AI-Challenger 2017 release notes, Young et al. 2014, visualgenome.org, the MiniGPT-4 repository.
+# Captions by a word in the annotation file's name; "" holds for any file.
 PUBLISHED = {
-    "coco": {"train2014": 414113, "val2014": 202654},
-    "flickr30k": {"": 158915},
-    "aic": {"train": 1050000, "validation": 150000},
-    "visual-genome": {"": 5408689},
-    "minigpt4": {"": 3439},
+    "coco": {"train2014": 414113, "val2014": 202654},  # of 82 783 and 40 504 pictures; Chen et al. 2015 say "five or more" each
+    "flickr30k": {"": 158915},  # Young et al. 2014: 31 783 pictures, five each
+    "aic": {"train": 1050000, "validation": 150000},  # Wu et al. 2017: 210 000 and 30 000 pictures, five each
+    "visual-genome": {"": 5408689},  # regions of version 1.2, of 108 077 pictures; visualgenome.org
+    "minigpt4": {"": 3439},  # Zhu et al. 2023 say "approximately 3,500"
 }
+ROUGHLY = ("minigpt4",)
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ def _plan(settings: CaptionSettings, name: str, path: Path, pictures: Pictures) 
         work=lambda item: _describe(settings, pictures, item), unit="conversations", settings=options, sources=sources,
         measure=lambda row: {"characters": len(answer_of(row))},
         group=("images", lambda row: str(row["custom"]["image_id"])), published=published,
+        roughly=settings.corpus in ROUGHLY,
     )
 
 
@@ -171,7 +172,7 @@ def _describe(settings: CaptionSettings, pictures: Pictures, item: Item) -> Outc
             return LeftOut("small-region")
     task, question = "caption", None
     if settings.corpus == "minigpt4":
-        digest = hashlib.sha256(f"{settings.seed}\n{item.id}".encode()).digest()
+        digest = hashlib.sha256(f"{settings.seed}\n{item.id}".encode(errors="surrogatepass")).digest()
         task, question = "vl", settings.questions[int.from_bytes(digest[:8], "big") % len(settings.questions)]
     medium = ConversationItem("image", path=path)
     box = None if value.box is None else list(value.box)
@@ -238,11 +239,14 @@ def _file_names(corpus: str, image: str | int, names: dict[str, str]) -> tuple[s
 
 def read_flickr30k(path: Path) -> Iterator[Item | Fault | LeftOut]:
     """Lines `name.jpg#number<TAB>text`."""
-    for number, line in numbered_lines(path):
+    for number, line in readable_lines(path):
+        where = f"{path}:{number}"
+        if line is None:
+            yield Fault(f"flickr30k-line-{number}", where, NOT_UTF8, "bad-line")
+            continue
         if not line.strip():
             continue
-        where = f"{path}:{number}"
-        head, tab, text = line.lstrip("\ufeff").partition("\t")
+        head, tab, text = line.partition("\t")
         name, mark, place = head.strip().rpartition("#")
         if not tab or not mark or not name or not place.isdigit():
             yield Fault(f"flickr30k-line-{number}", where, f"not `picture.jpg#number<TAB>text`: {line[:60]!r}", "bad-line")

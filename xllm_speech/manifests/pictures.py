@@ -103,6 +103,15 @@ def clean_text(text: str) -> str:
     return _BETWEEN_HAN.sub("", " ".join(text.split()))
 
 
+def is_whole(text: str) -> bool:
+    """Whether UTF-8 can hold a text: JSON may tell half a character, such as `\\ud83d` alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def describe_row(
     item_id: str, task: str, medium: ConversationItem, answer: str, question: str | None = None, **custom: object
 ) -> Row:

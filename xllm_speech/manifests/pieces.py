@@ -34,6 +34,8 @@ REJECTED_NAME = "rejected.jsonl"
 STATISTICS_NAME = "statistics.json"
 PIECES_NAME = ".pieces"
 PIECE_ITEMS = 2000
+ITEMS_PER_TASK = 16
+ROUGH_SHARE = 0.01
 DEFAULT_JOBS = 4
 
 Row = dict[str, Any]
@@ -76,7 +78,8 @@ class SetPlan:
     item may be a fault already. work: item -> row; runs in threads, opens the media. measure: numbers of a row, which
     are added up. group: (name, key of a row) of what is counted once, such as speakers or pictures. settings: whatever
     rows depend on. sources: annotation files; another size or date makes finished pieces stale. published: number that
-    the corpus is known to have. shares: fault kind -> share of its own that may be bad. ids_unique: by construction.
+    the corpus is known to have. roughly: that number is known to 1 % only. shares: fault kind -> share of its own that may
+    be bad. ids_unique: by construction.
     """
 
     name: str
@@ -89,6 +92,7 @@ class SetPlan:
     measure: Callable[[Row], Mapping[str, float]] = lambda row: {}
     group: tuple[str, Callable[[Row], str]] | None = None
     published: int | None = None
+    roughly: bool = False
     shares: Mapping[str, float] = field(default_factory=dict)
     ids_unique: bool = False
     piece_items: int = PIECE_ITEMS
@@ -115,6 +119,8 @@ def prepare_set(
     """
     if jobs < 1 or not 0 <= max_rejected <= 1:
         raise DataError(f"--jobs {jobs} must be at least 1, --max-rejected {max_rejected} must lie in 0..1")
+    if Path(plan.name).name != plan.name:
+        raise DataError(f"{plan.sources[0]}: a set cannot be called {plan.name!r}, which is no name of a folder")
     folder = Path(out) / plan.name
     pieces = _Pieces(folder, plan)
     pieces.run(jobs)
@@ -148,11 +154,11 @@ def _compare(plan: SetPlan, total: dict[str, Any], statistics: dict[str, Any]) -
         return
     statistics["published"] = plan.published
     found = total["rows"] + sum(total["left_out"].values())
-    if found != plan.published:
-        difference = found - plan.published
+    difference = found - plan.published
+    if abs(difference) > ROUGH_SHARE * plan.published * plan.roughly:
         log.warning(
-            "%s: %d usable %s, %d were published: %d %s; is the corpus whole?", plan.name, found, plan.unit, plan.published,
-            abs(difference), "more" if difference > 0 else "fewer",
+            "%s: %d usable %s, %s%d were published: %d %s; is the corpus whole?", plan.name, found, plan.unit,
+            "about " if plan.roughly else "", plan.published, abs(difference), "more" if difference > 0 else "fewer",
         )
 
 
@@ -220,17 +226,20 @@ class _Pieces:
             while block := list(itertools.islice(items, self.plan.piece_items)):
                 content = _hash_items(block)
                 if not self._is_done(self.count, content):
-                    self._write(self.count, content, pool.map(self._outcome, block))
+                    # Several to a task: as many tasks as items would cost more than most of the work in them.
+                    shares = [block[at : at + ITEMS_PER_TASK] for at in range(0, len(block), ITEMS_PER_TASK)]
+                    self._write(self.count, content, itertools.chain.from_iterable(pool.map(self._outcomes, shares)))
                 self.count += 1
 
     def _is_done(self, number: int, content: str) -> bool:
         path = self.path(number, "json")
         return path.is_file() and read_json(path)["content"] == content
 
-    def _outcome(self, item: Item | Fault | LeftOut) -> Outcome:
-        return self.plan.work(item) if isinstance(item, Item) else item
+    def _outcomes(self, items: Sequence[Item | Fault | LeftOut]) -> list[tuple[str, Outcome]]:
+        """(where it stands, outcome) of each."""
+        return [(item.where, self.plan.work(item)) if isinstance(item, Item) else ("", item) for item in items]
 
-    def _write(self, number: int, content: str, outcomes: Iterable[Outcome]) -> None:
+    def _write(self, number: int, content: str, outcomes: Iterable[tuple[str, Outcome]]) -> None:
         plan = self.plan
         rejected: list[Row] = []
         left_out: Counter[str] = Counter()
@@ -238,14 +247,22 @@ class _Pieces:
         groups: set[str] = set()
         rows = 0
         with atomic_write(self.path(number, "jsonl.gz")) as stream:
-            for outcome in outcomes:
+            for where, outcome in outcomes:
                 if isinstance(outcome, Fault):
                     row = {"id": outcome.id, "path": outcome.where, "reason": outcome.reason, "kind": outcome.kind}
-                    rejected.append(row)
+                    rejected.append({key: _writable(text) for key, text in row.items()})
                 elif isinstance(outcome, LeftOut):
                     left_out[outcome.kind] += 1
                 else:
-                    stream.write(json.dumps(outcome, ensure_ascii=False) + "\n")
+                    line = json.dumps(outcome, ensure_ascii=False) + "\n"
+                    try:
+                        stream.write(line)
+                    except UnicodeEncodeError as error:
+                        # JSON can hold halves of a character, which no text file can.
+                        reason = f"half a character in its text: {_writable(line[max(0, error.start - 20) : error.end])!r}"
+                        row = {"id": str(outcome["id"]), "path": where, "reason": reason, "kind": "bad-text"}
+                        rejected.append({key: _writable(text) for key, text in row.items()})
+                        continue
                     rows += 1
                     for key, value in plan.measure(outcome).items():
                         sums[key] = sums.get(key, 0) + value
@@ -295,6 +312,11 @@ def _refuse_repeated(items: Iterable[Item | Fault | LeftOut]) -> Iterator[Item |
             else:
                 seen.add(item.id)
         yield item
+
+
+def _writable(text: str) -> str:
+    """The text itself, or with `\\udc80` and the like spelt out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _hash_items(items: Iterable[Item | Fault | LeftOut]) -> str:

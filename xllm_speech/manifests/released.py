@@ -228,7 +228,7 @@ class _Media:
             messages += [Message("user", asked), Message("assistant", (ConversationItem("text", text=answer),))]
         question_text = value.question
         if value.kind == "vl" and self.questions:
-            digest = hashlib.sha256(item_id.encode()).digest()
+            digest = hashlib.sha256(item_id.encode(errors="surrogatepass")).digest()
             question_text = self.questions[int.from_bytes(digest[:8], "big") % len(self.questions)]
         last = [*media, ConversationItem("text", text=question_text)] if question_text else media
         messages.append(Message("user", tuple(last)))

@@ -36,12 +36,10 @@ WHOLLY_DECODED_SEC = 60.0
 UNDISCLOSED = "__UNDISCLOSED__"  # the answer that AVSD's test set keeps to itself
 # MSR-VTT's `val` and `validate` are one set.
 MSRVTT_SETS = {"train": "train", "val": "dev", "validate": "dev", "test": "test"}
-# Sentences: Xu et al. 2016 with the split of 6513, 497 and 2990 clips, 20 each. Paragraphs: Krishna et al. 2017. AVSD:
-# the dialogues of DSTC7.
 PUBLISHED = {
-    "msrvtt": {"train": 130260, "dev": 9940, "test": 59800},
-    "activitynet": {"train": 10009, "val_1": 4917, "val_2": 4885},
-    "avsd": {"train": 7659, "val": 1787, "test": 1710},
+    "msrvtt": {"train": 130260, "dev": 9940, "test": 59800},  # sentences; Xu et al. 2016: 6513, 497 and 2990 clips, 20 each
+    "activitynet": {"train": 10009, "val_1": 4917, "val_2": 4885},  # videos; Krishna et al. 2017, entries of the files
+    "avsd": {"train": 7659, "val": 1787, "test": 1710},  # dialogues of DSTC7; Alamri et al. 2019
 }
 
 

@@ -29,7 +29,7 @@ from xllm_speech.manifests.captions import CONVERSATIONS_NAME
 from xllm_speech.manifests.conversations import write_conversations
 from xllm_speech.manifests.cuts import CUTS_NAME, make_recording
 from xllm_speech.manifests.llava_test import LEFT_OUT_KIND, is_llava_test_image
-from xllm_speech.manifests.pictures import KEPT_RESULTS, Pictures, clean_text
+from xllm_speech.manifests.pictures import KEPT_RESULTS, Pictures, clean_text, is_whole
 from xllm_speech.manifests.pieces import DEFAULT_JOBS, Fault, Item, LeftOut, Outcome, Row, SetPlan, prepare_set
 from xllm_speech.manifests.visdial_source import question_key, read_source
 from xllm_speech.records.manifest import Conversation, ConversationItem, Message
@@ -103,6 +103,8 @@ def read_table(path: str | Path) -> dict[str, str]:
         source, target = row.get("source"), row.get("target")
         if not isinstance(source, str) or not isinstance(target, str):
             raise DataError(f"{path}:{number}: no `source` and `target`")
+        if not is_whole(target):
+            raise DataError(f"{path}:{number}: half a character in `target`: {target[:40]!r}")
         table[clean_text(source)] = clean_text(target)
     return table
 
@@ -168,6 +170,9 @@ def _art_rounds(path: Path, captions: dict[int, str]) -> Iterator[Item | Fault]:
         where = f"{path}:{number}"
         if not isinstance(image_id, int) or not isinstance(question, str) or not question.strip():
             yield Fault(f"art-line-{number}", where, "no `image_id` or no `question`", "bad-line")
+            continue
+        if answer is not None and not isinstance(answer, str):
+            yield Fault(f"art-line-{number}", where, f"`answer` is {answer!r}", "bad-line")
             continue
         place = uses[image_id] = uses.get(image_id, -1) + 1
         caption = row.get("caption", captions.get(image_id, ""))

@@ -24,13 +24,14 @@ from pathlib import Path
 import numpy as np
 
 from xllm_speech.base.errors import DataError
-from xllm_speech.base.files import numbered_lines, open_text
+from xllm_speech.base.files import numbered_lines
 from xllm_speech.base.rejects import DEFAULT_MAX_SHARE
 from xllm_speech.manifests.captions import CONVERSATIONS_NAME
 from xllm_speech.manifests.json_stream import stream_json
 from xllm_speech.manifests.llava_test import LEFT_OUT_KIND, is_llava_test_image
 from xllm_speech.manifests.pictures import ENDINGS, Pictures, answer_of, clean_text, describe_row, filter_size
 from xllm_speech.manifests.pieces import DEFAULT_JOBS, Fault, Item, LeftOut, Outcome, SetPlan, prepare_sets
+from xllm_speech.manifests.text_lines import NOT_UTF8, readable_lines
 from xllm_speech.records.manifest import ConversationItem
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,12 @@ CORPORA = ("cc3m", "sbu", "wukong")
 NAMINGS = ("md5", "sha256", "row")
 NOT_DOWNLOADED = "not-downloaded"
 PIECE_ROWS = 10000
-# Pairs: Sharma et al. 2018, Ordonez et al. 2011, Gu et al. 2022 (all files of a corpus together).
-PUBLISHED = {"cc3m": {"training": 3318333, "validation": 15840}, "sbu": {"": 1000000}, "wukong": {}}
+# Pairs. CC3M: Sharma et al. 2018, and the card of the data set on the Hugging Face hub. SBU: Ordonez et al. 2011; of its later
+# JSON file about 860 thousand are left (img2dataset's notes). Wukong: Gu et al. 2022, the card of `wukong100m` on that hub.
+PUBLISHED = {
+    "cc3m": {"training": 3318333, "validation": 15840}, "sbu": {"sbu-captions-all": 860000, "": 1000000}, "wukong": {},
+}
+ROUGHLY = (860000,)
 PUBLISHED_WUKONG = 101483885
 # Header -> what a column is.
 COLUMNS = {
@@ -49,6 +54,8 @@ COLUMNS = {
     "path": ("path", "image", "image_path", "file", "file_name", "filename", "filepath", "dir"),
 }
 _PROBED_ROWS = 20
+_BROKEN_LINE = "\udcff"  # stands for a line that is not UTF-8; no text that was read holds it
+_SWALLOWED_ROW = re.compile(r"\n\s*https?://")
 
 
 @dataclass(frozen=True)
@@ -132,8 +139,8 @@ def _plan(
         work=lambda item: _describe(settings, pictures, scores, item), unit="conversations",
         settings={**asdict(settings), "images": [str(folder) for folder in pictures.folders], "opened": pictures.opened},
         sources=[path, *([Path(settings.scores)] if settings.scores else [])],
-        measure=lambda row: {"characters": len(answer_of(row))}, published=published, shares={NOT_DOWNLOADED: max_missing},
-        ids_unique=True, piece_items=PIECE_ROWS,
+        measure=lambda row: {"characters": len(answer_of(row))}, published=published, roughly=published in ROUGHLY,
+        shares={NOT_DOWNLOADED: max_missing}, ids_unique=True, piece_items=PIECE_ROWS,
     )
 
 
@@ -185,7 +192,7 @@ class Scores:
 
 def hash_id(name: str) -> int:
     """Eight bytes that stand for an id."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
 def read_pairs(settings: WebSettings, path: Path, several: bool = False) -> Iterator[Item | Fault | LeftOut]:
@@ -208,9 +215,9 @@ def read_pairs(settings: WebSettings, path: Path, several: bool = False) -> Iter
 def _downloaded_names(naming: str, url: str, folder: str | None, row: int) -> tuple[str, ...]:
     match naming:
         case "md5":
-            return (hashlib.md5(url.encode(), usedforsecurity=False).hexdigest(),)
+            return (hashlib.md5(url.encode(errors="surrogatepass"), usedforsecurity=False).hexdigest(),)
         case "sha256":
-            return (hashlib.sha256(url.encode()).hexdigest(),)
+            return (hashlib.sha256(url.encode(errors="surrogatepass")).hexdigest(),)
         case _:
             return (f"{row:09d}",) if folder is None else (f"{folder}/{row:09d}",)
 
@@ -230,10 +237,16 @@ def _read_two_files(path: Path) -> Iterator[tuple[str, Pair | str]]:
     other = path.with_name(path.name.replace("urls", "captions"))
     if other == path or not other.is_file():
         raise DataError(f"{path}: expected a file `...urls.txt` with `...captions.txt` beside it")
-    for left, right in itertools.zip_longest(numbered_lines(path), numbered_lines(other)):
+    for left, right in itertools.zip_longest(readable_lines(path), readable_lines(other)):
         if left is None or right is None:
             raise DataError(f"{path} and {other}: one has more lines than the other; they do not belong together")
-        yield f"{path}:{left[0]}", Pair((), clean_text(right[1]), left[1].strip())
+        where = f"{path if left[1] is None else other}:{left[0]}"
+        if left[1] is None or right[1] is None:
+            yield where, NOT_UTF8
+        elif not left[1].strip():
+            yield f"{path}:{left[0]}", "an empty line in place of a url"
+        else:
+            yield f"{path}:{left[0]}", Pair((), clean_text(right[1]), left[1].strip())
 
 
 def _read_columns_of_json(path: Path) -> Iterator[tuple[str, Pair | str]]:
@@ -270,51 +283,51 @@ def _pair(cells: dict[str, str]) -> Pair | str:
 
 def _read_table(path: Path, delimiter: str) -> Iterator[tuple[str, Pair | str]]:
     """csv as spreadsheets write it; tsv as it stands, for captions with quotes in them."""
-    with open_text(path) as stream:
-        lines = _complete(stream, path)
-        if delimiter == "\t":
-            rows: Iterator[tuple[int, list[str]]] = (
-                (number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(lines, 1)
-            )
+    lines = (_BROKEN_LINE if line is None else line for _, line in readable_lines(path))
+    if delimiter == "\t":
+        rows: Iterator[tuple[int, list[str] | str]] = ((number, line.split("\t")) for number, line in enumerate(lines, 1))
+    else:
+        rows = _csv_rows(lines)
+    first = list(itertools.islice(rows, _PROBED_ROWS))
+    probed = [row for _, row in first if isinstance(row, list)]
+    if not probed:
+        raise DataError(f"{path}: an empty table")
+    columns, width, has_header = find_columns(probed, path)
+    for number, row in itertools.chain(first[1:] if has_header else first, rows):
+        where = f"{path}:{number}"
+        if isinstance(row, str):
+            yield where, row
+        elif row == [] or row == [""]:
+            continue
+        elif any(_BROKEN_LINE in cell for cell in row):
+            yield where, NOT_UTF8
+        elif len(row) != width:
+            yield where, f"{len(row)} columns, expected {width}: {delimiter.join(row)[:60]!r}"
+        elif any(_SWALLOWED_ROW.search(cell) for cell in row if "\n" in cell):
+            yield where, f"a quotation mark that nothing closes has taken in other rows: {delimiter.join(row)[:60]!r}"
         else:
-            rows = _csv_rows(path, lines)
-        first = list(itertools.islice(rows, _PROBED_ROWS))
-        if not first:
-            raise DataError(f"{path}: an empty table")
-        columns, has_header = find_columns([row for _, row in first], path)
-        for number, row in itertools.chain(first[1:] if has_header else first, rows):
-            where = f"{path}:{number}"
-            if row == [] or row == [""]:
-                continue
-            if len(row) <= max(columns.values()):
-                yield where, f"{len(row)} columns, expected {max(columns.values()) + 1}: {delimiter.join(row)[:60]!r}"
-            else:
-                yield where, _pair({what: row[place] for what, place in columns.items()})
+            yield where, _pair({what: row[place] for what, place in columns.items()})
 
 
-def _complete(stream: Iterator[str], path: Path) -> Iterator[str]:
-    number = 0
-    try:
-        for number, line in enumerate(stream, 1):
-            yield line.lstrip("\ufeff") if number == 1 else line
-    except (UnicodeDecodeError, EOFError, OSError) as error:
-        raise DataError(f"{path}:{number + 1}: cannot be read as UTF-8 text ({error})") from error
-
-
-def _csv_rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(line.replace("\0", "") for line in lines)
+def _csv_rows(lines: Iterator[str]) -> Iterator[tuple[int, list[str] | str]]:
+    """(line that a row begins in, its cells or why it cannot be read); what follows such a one is read on."""
+    passed = 0
+    clean = (line.replace("\0", "").replace("\r", " ") + "\n" for line in lines)
     while True:
-        begin = reader.line_num + 1
+        reader = csv.reader(clean)
+        begin = passed + 1
         try:
-            yield begin, next(reader)
-        except StopIteration:
+            for row in reader:
+                yield begin, row
+                begin = passed + reader.line_num + 1
             return
         except csv.Error as error:
-            raise DataError(f"{path}:{begin}: not csv ({error})") from error
+            yield begin, f"not csv up to line {passed + reader.line_num} ({error})"
+            passed += reader.line_num
 
 
-def find_columns(rows: list[list[str]], path: Path) -> tuple[dict[str, int], bool]:
-    """(what -> column, whether the first row is a header) of a table, by its header or by what its first rows hold."""
+def find_columns(rows: list[list[str]], path: Path) -> tuple[dict[str, int], int, bool]:
+    """(what -> column, number of columns, whether the first row is a header), by the header or by what the rows hold."""
     header = [cell.strip().lower() for cell in rows[0]]
     named: dict[str, int] = {}
     for what, keys in COLUMNS.items():
@@ -322,12 +335,12 @@ def find_columns(rows: list[list[str]], path: Path) -> tuple[dict[str, int], boo
         if place is not None:
             named[what] = place
     if "caption" in named and ("url" in named or "path" in named):
-        return named, True
+        return named, len(header), True
     whole = [row for row in rows if len(row) == 2 and all(cell.strip() for cell in row)]
     for what, test in (("url", _is_url), ("path", _is_path)):
         for place in (0, 1):
             if sum(test(row[place]) for row in whole) > len(whole) / 2:
-                return {what: place, "caption": 1 - place}, False
+                return {what: place, "caption": 1 - place}, 2, False
     raise DataError(
         f"{path}: no header with caption and url or path ({', '.join(header)[:80]!r}), and not two columns of which one "
         "holds urls or paths of pictures"

@@ -65,6 +65,15 @@ def test_rows_stand_in_order_and_are_counted(tmp_path: Path, caplog: pytest.LogC
     assert files == ["rejected.jsonl", "rows.jsonl.gz", "statistics.json"]
 
 
+def test_a_number_that_is_known_roughly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        prepare_set(tmp_path / "near", plan(tmp_path, numbered(100), published=101, roughly=True))
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING):
+        prepare_set(tmp_path / "far", plan(tmp_path, numbered(100), published=102, roughly=True))
+    assert "100 usable rows, about 102 were published: 2 fewer" in caplog.text
+
+
 def test_too_much_broken_fails_and_a_rerun_looks_at_what_was_mended(tmp_path: Path) -> None:
     bad = {f"n{n}": "bad" for n in range(40, 52)}
     with pytest.raises(DataError, match=r"12 rejected \(bad 12\) of 100 items, more than .* share 0.01.*list:41: it is bad"):
