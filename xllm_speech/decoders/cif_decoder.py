@@ -28,7 +28,7 @@ class DecoderState:
     unit_ND: torch.Tensor
     caches: tuple[KeyValue | None, ...]
 
-    def select(self, rows_N: torch.Tensor) -> DecoderState:
+    def select(self, rows_N: torch.Tensor | slice) -> DecoderState:
         """The state of the given rows, in their order."""
         caches = tuple(None if c is None else (c[0][rows_N], c[1][rows_N]) for c in self.caches)
         return DecoderState(self.unit_ND[rows_N], caches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,13 @@ class CtcPrefixScorer:
         self.valid_NS = valid_mask(lens_N, log_probs_NSV.shape[1])
         self.last_step_N = lens_N.clamp(min=1) - 1
         self.blank_NS = self.log_probs_NSV[:, :, blank_id].masked_fill(~self.valid_NS, 0.0)
+
+    def select(self, rows: slice) -> CtcPrefixScorer:
+        """A scorer of some of the rows."""
+        chosen = copy.copy(self)
+        chosen.log_probs_NSV, chosen.valid_NS = self.log_probs_NSV[rows], self.valid_NS[rows]
+        chosen.last_step_N, chosen.blank_NS = self.last_step_N[rows], self.blank_NS[rows]
+        return chosen
 
     def start(self) -> CtcPrefixState:
         """The empty prefix: blanks only."""

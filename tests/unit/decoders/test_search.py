@@ -133,6 +133,23 @@ def test_an_utterance_gives_the_same_alone_and_in_a_batch(decoder, method):
             assert len(alone.tokens) == int(cif.lens_B[row])
 
 
+@pytest.mark.parametrize("width", [1, 3])
+def test_an_utterance_without_units_left_leaves_the_batch(decoder, monkeypatch, width):
+    cif, sizes, step = make_units([2, 5, 0, 4]), [], decoder.step
+
+    def watched(previous_N, *args):
+        sizes.append(len(previous_N))
+        return step(previous_N, *args)
+
+    monkeypatch.setattr(decoder, "step", watched)
+    with torch.no_grad():
+        if width == 1:
+            search_greedy(decoder, cif)
+        else:
+            search_beam(decoder, cif, width, CtcInput(torch.randn(4, 10, VOCAB).log_softmax(-1), 2 * cif.lens_B, 0.3))
+    assert sizes == [width * count for count in (3, 3, 2, 2, 1)]
+
+
 def test_absent_modality_is_the_same_as_zeros_and_as_nothing(decoder):
     cif = make_units([4, 3])
     tokens = torch.tensor([[1, 2, 3, 4], [2, 2, 1, 0]])
