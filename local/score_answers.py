@@ -4,7 +4,8 @@
 
 KEY=FILE#TASK scores the answers to one task. A key that ends in `_cer` takes the character error rate, every other the share
 of answers that are exactly right after normalisation; both in %. KEY=chance:FILE#TASK takes what a guess would reach: the share
-of the most frequent reference. Answers that failed count as wrong.
+of the most frequent reference. Answers that failed count as wrong. Under `intervals` stand the 95 % intervals of the same keys:
+Wilson's of a share, the bootstrap's over answers of an error rate.
 """
 
 from __future__ import annotations
@@ -16,34 +17,23 @@ from pathlib import Path
 
 from show_results import put
 
-from xllm_speech.base.errors import DataError, UserError
-from xllm_speech.base.files import read_json, read_jsonl, write_json
+from xllm_speech.base.errors import UserError
+from xllm_speech.base.files import read_json, write_json
 from xllm_speech.metrics.alignment import Counts, align
+from xllm_speech.metrics.rates import bootstrap_interval, wilson_interval
+from xllm_speech.metrics.transcripts import read_answers
 from xllm_speech.text.normalise import cer_tokens, normalise
 
 
-def read_answers(path: str, task: str) -> list[tuple[str, str]]:
-    """(reference, answer) of the conversations of one task; `DataError` where there is none, or one without a reference."""
-    rows = []
-    for number, row in read_jsonl(path):
-        if row.get("task") != task:
-            continue
-        if not isinstance(row.get("reference"), str) or not isinstance(row.get("text"), str):
-            raise DataError(f"{path}:{number}: needs `reference` and `text`; do its conversations end in an answer?")
-        rows.append((normalise(row["reference"]), normalise(row["text"])))
-    if not rows:
-        raise DataError(f"{path}: holds no answer to task `{task}`")
-    return rows
-
-
-def measure(key: str, rows: list[tuple[str, str]]) -> float:
-    """CER or accuracy, in %."""
+def measure(key: str, rows: list[tuple[str, str]]) -> tuple[float, tuple[float, float] | None]:
+    """CER or accuracy, in %, and its 95 % interval."""
     if not key.endswith("_cer"):
-        return 100.0 * sum(reference == answer for reference, answer in rows) / len(rows)
-    counts = Counts()
-    for reference, answer in rows:
-        counts += align(cer_tokens(reference), cer_tokens(answer)).counts
-    return 100.0 * (counts.S + counts.D + counts.I) / max(1, counts.N)
+        right = sum(reference == answer for reference, answer in rows)
+        return 100.0 * right / len(rows), wilson_interval(right, len(rows))
+    counts = [align(cer_tokens(reference), cer_tokens(answer)).counts for reference, answer in rows]
+    total = sum(counts, Counts())
+    interval = bootstrap_interval([count.errors for count in counts], [count.N for count in counts])
+    return 100.0 * total.errors / max(1, total.N), interval
 
 
 def main() -> int:
@@ -59,13 +49,18 @@ def main() -> int:
             path, hash_sign, task = source.rpartition("#")
             if not key or not hash_sign:
                 raise UserError(f"`{pair}`: expected KEY=FILE#TASK, for example image/question_accuracy=answers.jsonl#vl")
-            rows = read_answers(path.removeprefix("chance:"), task)
+            references, answers = read_answers(path.removeprefix("chance:"), task)
+            rows = [(normalise(asked.text), normalise(given.text)) for asked, given in zip(references, answers, strict=True)]
+            shown = ""
             if path.startswith("chance:"):
                 value = 100.0 * Counter(reference for reference, _ in rows).most_common(1)[0][1] / len(rows)
             else:
-                value = measure(key, rows)
+                value, interval = measure(key, rows)
+                if interval is not None:
+                    put(metrics, f"intervals/{key}", [round(edge, 2) for edge in interval])
+                    shown = f" ({interval[0]:.2f} to {interval[1]:.2f})"
             put(metrics, key, round(value, 2))
-            print(f"{key}: {value:.2f} % of {len(rows)} ({task})")
+            print(f"{key}: {value:.2f} %{shown} of {len(rows)} ({task})")
         write_json(args.out, metrics)
     except UserError as error:
         print(f"score_answers: {error}", file=sys.stderr)

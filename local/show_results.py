@@ -4,9 +4,9 @@
     python3 show_results.py ... --markdown RESULTS.md --heading "Results of aishell2" --judged X-LLM=exp/judge/summary.json
 
 Every KEY=FILE puts the CER of a score file under its key (model, set and condition, separated by `/`); `--answers FILE` merges
-what score_answers.py wrote. Keys that another stage wrote into metrics.json stay as they are. A file that is not there yet is
-left out, and said so. Where there are scores of one model only, the table shows them with their counts, else models and
-conditions stand side by side as in the paper's Table 4, with questions about pictures and clips below, each beside what is
+what score_answers.py wrote, intervals too. Keys that another stage wrote into metrics.json stay as they are. A file that is not
+there yet is left out, and said so. Where there are scores of one model only, the table shows them with their counts, else models
+and conditions stand side by side as in the paper's Table 4, with questions about pictures and clips below, each beside what is
 reached without the picture, the speech or the clip. `--markdown` writes a recipe's RESULTS.md: what is in metrics.json beside
 the paper's Table 4, what was judged beside its Table 1, and the hours of the stages.
 """
@@ -111,8 +111,10 @@ def print_overview(metrics: dict[str, Any], console: Console) -> None:
     for model, condition in columns:
         table.add_column(f"{NAMES[model]}\n{condition}", justify="right")
 
-    def show(value: Any) -> str:
-        return "-" if value is None else f"{value:.2f}"
+    def show(value: Any, interval: list[float] | None = None) -> str:
+        if value is None:
+            return "-"
+        return f"{value:.2f}" + (f" ({interval[0]:.1f} - {interval[1]:.1f})" if interval else "")
 
     for name in dict.fromkeys(name for model in models for name in metrics[model]):
         table.add_row(name, *(show(metrics[model].get(name, {}).get(condition)) for model, condition in columns))
@@ -123,15 +125,16 @@ def print_overview(metrics: dict[str, Any], console: Console) -> None:
     rows = [row for row in QUESTIONS if row[2] in metrics.get(row[0], {})]
     if not rows:
         return
-    table = Table(title="Pictures and clips: answers of the X-LLM", title_justify="left")
+    title = "Pictures and clips: answers of the X-LLM" + (", with 95 % intervals" if "intervals" in metrics else "")
+    table = Table(title=title, title_justify="left")
     table.add_column("test")
     beside = list(dict.fromkeys(name for row in rows for name in row[3]))
     for heading in ("X-LLM", *beside):
         table.add_column(heading, justify="right")
     for section, title, key, others in rows:
-        numbers = metrics[section]
-        found = [show(numbers.get(others[name])) if name in others else "" for name in beside]
-        table.add_row(title, show(numbers[key]), *found)
+        numbers, spans = metrics[section], metrics.get("intervals", {}).get(section, {})
+        found = [show(numbers.get(others[name]), spans.get(others[name])) if name in others else "" for name in beside]
+        table.add_row(title, show(numbers[key], spans.get(key)), *found)
     console.print(table)
 
 

@@ -50,26 +50,67 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """A paired difference: points, their 95 % interval, and p."""
+
+    points: float | None
+    interval: tuple[float, float] | None
+    p: float | None
+
+
+@dataclass(frozen=True)
 class ConditionRow:
-    """One condition of `score --conditions`: points and interval are of the difference to the first, None for itself."""
+    """One condition of `score --conditions`: difference to the first (None for itself), beside: to the second baseline.
+
+    title: in words. grounded, other: CER of what the caption could have told, and of the rest.
+    """
 
     name: str
+    title: str
     cer: float | None
     interval: tuple[float, float] | None
-    points: float | None
-    points_interval: tuple[float, float] | None
-    p: float | None
+    difference: Gap | None
+    beside: Gap | None
     grounded: float | None
     other: float | None
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The same utterances under several conditions or wordings."""
+    """The same utterances under several conditions, or wordings (worded: the condition that they are of).
+
+    model: cif_asr, llm_asr or "" where that is not told; decoded_by, checkpoint_sha256: where it lay, and its weights then.
+    left_out: (condition, why). notes: what is to be known.
+    """
 
     path: str
     set: str
     rows: list[ConditionRow]
+    utterances: int
+    same_text: float | None
+    baseline: str
+    second: str | None = None
+    model: str = ""
+    worded: str = ""
+    left_out: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    decoded_by: str = ""
+    checkpoint_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """A file of `score --metrics`: kind caption, answer or translation; scores with intervals, and of other texts the gaps."""
+
+    path: str
+    kind: str
+    set: str
+    items: int
+    scores: dict[str, float]
+    intervals: dict[str, tuple[float, float] | None]
+    other: str = ""
+    others: dict[str, float] = field(default_factory=dict)
+    gaps: dict[str, Gap] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,7 +168,8 @@ class Stage:
 
 @dataclass
 class Experiment:
-    """All that the report tells. metrics: numbers of metrics.json by their path of keys. problems: (file, what is wrong)."""
+    """All that the report tells. metrics: numbers of metrics.json by their path of keys; intervals: of them, where it has any.
+    problems: (file, what is wrong)."""
 
     root: Path
     name: str
@@ -139,6 +181,8 @@ class Experiment:
     stages: list[Stage] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     metrics: dict[tuple[str, ...], float | None] = field(default_factory=dict)
+    intervals: dict[tuple[str, ...], tuple[float, float] | None] = field(default_factory=dict)
+    texts: list[TextScore] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def attempt(self, path: str | Path, read: Callable[[], Value]) -> Value | None:

@@ -22,10 +22,12 @@ from xllm_speech.report.experiment import (
     ConditionRow,
     Conditions,
     Experiment,
+    Gap,
     Judged,
     Score,
     ScoredUtterance,
     Stage,
+    TextScore,
     Training,
 )
 
@@ -34,6 +36,7 @@ LOG = "train.log"
 _PASSED_OVER = ("checkpoints", "tensorboard", "shards", "log", "data")
 _CONDITION = re.compile(r"S(\+\w+)*")
 _STAGE = re.compile(r'^stage\s+(\d+)\s+"([^"]*)"', re.MULTILINE)
+_Keys = tuple[str, ...]
 METHODS = {"cif": "cif_asr", "llm": "llm_asr"}
 
 
@@ -61,7 +64,9 @@ def gather(root: str | Path) -> Experiment:
     _tell_stale(experiment)
     for path in (root / "report" / "metrics.json", root / "score" / "answers.json"):
         if path.is_file():
-            experiment.metrics |= experiment.attempt(path, partial(_metrics, path)) or {}
+            numbers, spans = experiment.attempt(path, partial(_metrics, path)) or ({}, {})
+            experiment.metrics |= numbers
+            experiment.intervals |= spans
     minutes = root / "minutes.tsv"
     experiment.stages = experiment.attempt(minutes, partial(_stages, minutes, whole.parent / "run.sh")) or []
     try:
@@ -171,7 +176,12 @@ def _document(path: Path, experiment: Experiment) -> None:
     elif {"cer", "counts", "per_utterance"} <= value.keys():
         experiment.scores.append(_score(str(path), value))
     elif "conditions" in value and "baseline" in value:
-        experiment.conditions.append(_conditions(str(path), value))
+        experiment.conditions.append(_conditions(str(path), value, value))
+    elif isinstance(value.get("wordings"), dict):
+        for name, table in value["wordings"].items():
+            experiment.conditions.append(_conditions(str(path), table, value, str(name)))
+    elif {"metrics", "scores", "per_item"} <= value.keys():
+        experiment.texts.append(_text_score(str(path), value))
     elif "per_utterance" in value or "cer" in value:
         raise DataError(f"{path}: not a whole score file (cer, counts and per_utterance); `xllm-speech score --out` writes one")
 
@@ -196,7 +206,11 @@ def _set_and_condition(name: Any, decoding: dict[str, Any], path: str) -> tuple[
     condition = "S+V" if decoding.get("images") else "S"
     if len(words) > 1 and _CONDITION.fullmatch(words[-1]):
         condition = words.pop()
-    return re.sub(r"^test[_-]", "", " ".join(words)), condition
+    return _set_name(" ".join(words)), condition
+
+
+def _set_name(name: str) -> str:
+    return re.sub(r"^test[_-]", "", str(name))
 
 
 def _utterance(row: dict[str, Any]) -> ScoredUtterance:
@@ -207,16 +221,37 @@ def _utterance(row: dict[str, Any]) -> ScoredUtterance:
     )
 
 
-def _conditions(path: str, value: dict[str, Any]) -> Conditions:
-    rows = []
-    for name, row in value["conditions"].items():
-        difference = row.get("difference") or {}
-        rows.append(ConditionRow(
-            str(name), _number(row["cer"]), _pair(row.get("interval")), _number(difference.get("points")),
-            _pair(difference.get("interval")), _number(difference.get("p")),
-            *(_number((row.get(part) or {}).get("percent")) for part in ("grounded", "other")),
-        ))
-    return Conditions(path, str(value.get("set") or Path(path).stem), rows)
+def _conditions(path: str, value: dict[str, Any], about: dict[str, Any], worded: str = "") -> Conditions:
+    """value: one comparison; about: the document it stands in, which tells of the model."""
+    titles = about.get("titles") or {}
+    rows = [
+        ConditionRow(
+            str(name), str(titles.get(name, "")), _number(row["cer"]), _pair(row.get("interval")), _gap(row.get("difference")),
+            _gap(row.get("beside")), *(_number((row.get(part) or {}).get("percent")) for part in ("grounded", "other")),
+        )
+        for name, row in value["conditions"].items()
+    ]
+    return Conditions(
+        path, _set_name(value.get("set") or Path(path).stem), rows, int(value.get("utterances") or 0),
+        _number(value.get("same_text")), str(value["baseline"]), value.get("beside"), METHODS.get(str(about.get("method")), ""),
+        worded, tuple((str(name), str(why)) for name, why in (about.get("left_out") or {}).items()),
+        tuple(map(str, about.get("notes") or ())), str(about.get("model") or ""), str(about.get("checkpoint_sha256") or ""),
+    )
+
+
+def _gap(value: dict[str, Any] | None) -> Gap | None:
+    return None if value is None else Gap(_number(value["points"]), _pair(value.get("interval")), _number(value.get("p")))
+
+
+def _text_score(path: str, value: dict[str, Any]) -> TextScore:
+    scores = {str(name): float(score) for name, score in value["scores"].items()}
+    compare = value.get("compare") or {}
+    return TextScore(
+        path, str(value["metrics"]), str(value.get("set") or Path(path).stem), int(value["items"]), scores,
+        {name: _pair((value.get("interval") or {}).get(name)) for name in scores}, str(compare.get("hypothesis", "")),
+        {str(name): float(score) for name, score in (compare.get("scores") or {}).items()},
+        {str(name): gap for name, row in (compare.get("differences") or {}).items() if (gap := _gap(row)) is not None},
+    )
 
 
 def _number(value: Any) -> float | None:
@@ -234,8 +269,14 @@ def _pair(value: Any) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def _metrics(path: Path) -> dict[tuple[str, ...], float | None]:
-    return dict(_numbers(read_json(path)))
+def _metrics(path: Path) -> tuple[dict[_Keys, float | None], dict[_Keys, tuple[float, float] | None]]:
+    """Numbers, and the intervals of some."""
+    value = read_json(path)
+    spans = value.get("intervals", {}) if isinstance(value, dict) else {}
+    intervals: dict[_Keys, tuple[float, float] | None] = {
+        (section, key): _pair(span) for section, row in spans.items() for key, span in row.items()
+    }
+    return dict(_numbers(value)), intervals
 
 
 def _numbers(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float | None]]:
@@ -271,6 +312,7 @@ def _tell_stale(experiment: Experiment) -> None:
     finder = PathFinder(experiment.root)
     found: dict[str, str] = {}
     made = [(score.path, score.decoded_by, score.checkpoint_sha256) for score in experiment.scores]
+    made += [(table.path, table.decoded_by, table.checkpoint_sha256) for table in experiment.conditions]
     made += [(answers.path, answers.model, answers.checkpoint_sha256) for answers in experiment.answers]
     for path, model, expected in made:
         weights = Path(finder.find(str(Path(model) / WEIGHTS), probe=True)) if model and expected else None

@@ -167,8 +167,8 @@ def _recognition(experiment: Experiment, drawing: Drawing) -> Section:
 
 def _questions(experiment: Experiment) -> Section:
     section = Section("questions", "Questions")
-    tables = [results.questions(experiment), results.further(experiment), *map(results.judged, experiment.judged)]
-    section.tables = [table for table in tables if table is not None]
+    tables = [results.questions(experiment), *results.texts(experiment), results.further(experiment)]
+    section.tables = [table for table in [*tables, *map(results.judged, experiment.judged)] if table is not None]
     if tables[0] is None:
         section.absent.append(
             "No scores of answers yet: `xllm-speech answer` answers, and a recipe's scoring (stages 40-59) fills metrics.json."

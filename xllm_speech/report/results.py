@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from xllm_speech.metrics.rates import paired_bootstrap
-from xllm_speech.report.experiment import Conditions, Experiment, Judged, Score
+from xllm_speech.report.experiment import Conditions, Experiment, Gap, Judged, Score
 from xllm_speech.report.paper import TABLE_1, TABLE_4
 from xllm_speech.report.tables import DASH, Cell, Table, percent, span
 
@@ -18,14 +19,14 @@ QUESTIONS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     ("video", "clip: description, CER %", "caption_cer", {}),
     ("video", "clip: typed question, right %", "direction_accuracy", {"no clip": "blind_accuracy", "guess": "chance"}),
 )
-_ELSEWHERE = ("cif_asr", "llm_asr", "minutes", "homophone_accuracy")
+_ELSEWHERE = ("cif_asr", "llm_asr", "minutes", "homophone_accuracy", "intervals")
 
 
 def result_tables(experiment: Experiment) -> list[Table]:
     """All tables of results that the experiment has anything for, in the order of the page."""
     tables = [recognition(experiment), differences(experiment), homophones(experiment)]
     tables += [conditions(found) for found in experiment.conditions]
-    tables += [questions(experiment), further(experiment), *(judged(found) for found in experiment.judged)]
+    tables += [questions(experiment), *texts(experiment), further(experiment), *(judged(found) for found in experiment.judged)]
     return [table for table in tables if table is not None]
 
 
@@ -170,17 +171,19 @@ def questions(experiment: Experiment) -> Table | None:
     beside = list(dict.fromkeys(name for row in rows for name in row[3]))
     table = Table("Images, clips and spoken questions: answers of the X-LLM", ["test", "X-LLM", *beside])
     for section, title, key, others in rows:
-        cells = [Cell(percent(experiment.metrics[section, key], 1), mark="best" if others else "")]
-        cells += [
-            Cell(percent(experiment.metrics.get((section, others[name])), 1) if name in others else "", mark="muted")
-            for name in beside
-        ]
+        cells = [_figure(experiment, section, key, "best" if others else "")]
+        cells += [_figure(experiment, section, others[name], "muted") if name in others else Cell("") for name in beside]
         table.add(title, *cells)
     table.note = (
         "An answer is right where it equals the reference after normalisation. The other columns are baselines: the same "
-        "questions with the medium left out, and the share of the most frequent answer."
+        "questions with the medium left out, and the share of the most frequent answer. Below each figure its 95 % interval."
     )
     return table
+
+
+def _figure(experiment: Experiment, section: str, key: str, mark: str) -> Cell:
+    """A number of metrics.json with its interval."""
+    return Cell(percent(experiment.metrics.get((section, key)), 1), span(experiment.intervals.get((section, key)), 1), mark)
 
 
 def further(experiment: Experiment) -> Table | None:
@@ -224,21 +227,80 @@ def judged(found: Judged) -> Table:
 
 
 def conditions(found: Conditions) -> Table:
-    """The same utterances under several conditions or wordings, each beside the first."""
+    """The same utterances under several conditions or wordings, each beside the first, and beside a second one."""
     split = any(row.grounded is not None for row in found.rows)
+    who = f"{NAMES.get(found.model, found.model)}: " if found.model else ""
+    what = f"{found.worded} under every wording of the instruction" if found.worded else "conditions side by side"
+    second = [f"minus {found.second}"] if found.second else []
+    baseline = found.baseline if not found.worded else "the first"
     table = Table(
-        f"Conditions side by side: {found.set}, CER %",
-        ["condition", "CER", "difference", "p", *(("words the caption holds", "others") if split else ())],
+        f"{who}{found.set}, {what}, CER %",
+        ["wording" if found.worded else "condition", "CER", f"minus {baseline}", *second,
+         *(("words the caption holds", "others") if split else ())],
     )
     for row in found.rows:
-        cells = [
-            Cell(percent(row.cer), span(row.interval)),
-            Cell(DASH if row.points is None else f"{row.points:+.2f}", span(row.points_interval)),
-            Cell("" if row.p is None else f"{row.p:.3f}"),
-        ]
-        table.add(row.name, *cells, *((percent(row.grounded), percent(row.other)) if split else ()))
-    table.note = f"Differences are to the first condition, in points, by paired bootstrap. From {found.path}."
+        cells = [Cell(percent(row.cer), span(row.interval)), _gap(row.difference)]
+        if second:
+            cells.append(_gap(row.beside))
+        table.add(Cell(row.name, row.title), *cells, *((percent(row.grounded), percent(row.other)) if split else ()))
+    words = [
+        f"{found.utterances} utterances, the same in each row; differences in points by paired bootstrap, bold where the 95 % "
+        "interval leaves 0 out."
+    ]
+    if split:
+        words.append("The last two columns part the wrong characters by whether the image's caption holds the word.")
+    if found.worded:
+        rates = [row.cer for row in found.rows if row.cer is not None]
+        words.append(f"From the best to the worst wording: {max(rates) - min(rates):.2f} points." if rates else "")
+        words.append(f"All wordings agree on {percent(found.same_text, 1)} % of the utterances.")
+    words += [f"{name} is left out: {why}." for name, why in found.left_out]
+    words += [f"{note}." for note in found.notes]
+    table.note = " ".join(word for word in words if word)
     return table
+
+
+def _gap(gap: Gap | None) -> Cell:
+    """A paired difference, bold where its interval leaves 0 out."""
+    if gap is None or gap.points is None:
+        return Cell(DASH)
+    low, high = gap.interval or (0.0, 0.0)
+    small = f"{low:+.2f} to\u00a0{high:+.2f}" if gap.interval else ""
+    return Cell(f"{gap.points:+.2f}", small, "best" if low > 0 or high < 0 else "")
+
+
+SCORE_NAMES = {
+    "cider": "CIDEr", "rouge_l": "ROUGE-L", "bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4",
+    "exact_match": "exact match", "token_f1": "token F1", "bleu": "BLEU", "chrf": "chrF",
+}
+_TEXT_TITLES = {"caption": "Descriptions beside their references", "answer": "Short answers beside their references"}
+
+
+def texts(experiment: Experiment) -> list[Table]:
+    """Files of `score --metrics`, a table for each kind; below those that were compared, the others and the difference."""
+    tables = []
+    for kind in dict.fromkeys(found.kind for found in experiment.texts):
+        chosen = [found for found in experiment.texts if found.kind == kind]
+        names = list(dict.fromkeys(name for found in chosen for name in found.scores))
+        table = Table(
+            f"{_TEXT_TITLES.get(kind, 'Translations beside their references')}, %",
+            ["", "items", *(SCORE_NAMES.get(name, name) for name in names)],
+        )
+        for found in chosen:
+            table.add(found.set, f"{found.items:,}", *(
+                Cell(percent(found.scores.get(name), 1), span(found.intervals.get(name), 1)) for name in names
+            ))
+            if found.other:
+                other = Path(found.other).stem.replace("_", " ")
+                table.add(Cell(f"{found.set}, {other}", mark="muted"), "", *(
+                    Cell(percent(found.others.get(name), 1), mark="muted") for name in names
+                ))
+                table.add(Cell("difference", mark="muted"), "", *(_gap(found.gaps.get(name)) for name in names))
+        table.note = "Over characters in normal form; below each figure its 95 % bootstrap interval over items." + (
+            " CIDEr is higher the rarer the words are that come out right; a perfect description of rare words nears 1000."
+            if kind == "caption" else ""
+        )
+        tables.append(table)
+    return tables
 
 
 def decodings(experiment: Experiment) -> Table | None:

@@ -8,6 +8,7 @@ import pytest
 
 from xllm_speech.base.errors import DataError
 from xllm_speech.base.files import sha256_file, write_json, write_jsonl
+from xllm_speech.report.experiment import Gap
 from xllm_speech.report.gather import gather
 
 
@@ -68,7 +69,8 @@ def test_verdicts_and_conditions_are_known_by_their_content(exp):
     found = gather(exp)
     assert found.problems == []
     assert [judged.summaries["reparse"]["relative"]["all"] for judged in found.judged] == [pytest.approx(800 / 9)] * 2
-    assert [(row.name, row.points, row.p) for row in found.conditions[0].rows] == [("S", None, None), ("S+V", -1.0, 0.04)]
+    rows = [(row.name, row.difference) for row in found.conditions[0].rows]
+    assert rows == [("S", None), ("S+V", Gap(-1.0, (-2.0, 0.0), 0.04))]
 
 
 def test_a_folder_that_holds_nothing(tmp_path):

@@ -140,3 +140,61 @@ def test_verdicts_of_the_authors_under_each_policy(shared_data, exp):
     assert rows[str(exp / "judge" / "review.jsonl")] == ["79.2", "82.2", "84.6", "82.0"]
     assert rows["failures as (-1, -1)"] == ["85.4", "83.5", "84.6", "84.5"] == rows["X-LLM"]
     assert rows["failures as (1, 9)"] == ["70.7", "81.1", "84.6", "78.8"]
+
+
+def side_by_side(names, **more):
+    gap = {"points": -2.5, "interval": [-4.0, -1.0], "p": 0.002}
+    return {
+        "baseline": names[0], "beside": None, "set": "test_one", "utterances": 12, "same_text": 50.0, **more,
+        "conditions": {
+            name: {
+                "cer": 5.0 - place, "interval": [4.0, 6.0], "difference": gap if place else None, "beside": gap,
+                "grounded": {"percent": 1.0}, "other": {"percent": 2.0},
+            }
+            for place, name in enumerate(names)
+        },
+    }
+
+
+def test_conditions_and_wordings_side_by_side(exp):
+    about = {"method": "llm", "notes": ["captions are new to it"], "left_out": {"S+L": "no captions"}}
+    document = side_by_side(["S", "S+wrong"], beside="S+V", titles={"S+wrong": "another's image"}, **about)
+    write_json(exp / "conditions" / "conditions.json", document)
+    write_json(exp / "conditions" / "wordings.json", {"wordings": {"S": side_by_side(["请识别", "请转写"])}, "method": "llm"})
+    experiment = gather(exp)
+    assert experiment.problems == []
+    six, worded = map(results.conditions, experiment.conditions)
+    assert six.title == "X-LLM: one, conditions side by side, CER %"
+    assert six.columns == ["condition", "CER", "minus S", "minus S+V", "words the caption holds", "others"]
+    assert six.rows[1].cells[0].small == "another's image"
+    assert [cell.text for cell in row_of(six, "S+wrong")] == ["4.00", "-2.50", "-2.50", "1.00", "2.00"]
+    assert [cell.mark for cell in row_of(six, "S+wrong")][1] == "best"
+    assert row_of(six, "S")[1].text == "–"
+    assert "S+L is left out: no captions." in six.note
+    assert "captions are new to it." in six.note
+    assert worded.title == "X-LLM: one, S under every wording of the instruction, CER %"
+    assert worded.columns[:3] == ["wording", "CER", "minus the first"]
+    assert "From the best to the worst wording: 1.00 points." in worded.note
+    write_json(exp / "conditions" / "wordings.json", {"wordings": {"S": {"conditions": 3}}})
+    assert [path.rpartition("/")[2] for path, _ in gather(exp).problems] == ["wordings.json"]
+
+
+def test_answers_have_intervals_and_are_held_against_those_without_a_medium(exp):
+    metrics = json.loads((exp / "report" / "metrics.json").read_text())
+    write_json(exp / "report" / "metrics.json", metrics | {"intervals": {"image": {"question_accuracy": [58.0, 70.0]}}})
+    gap = {"exact_match": {"points": 30.0, "interval": [20.0, 40.0], "p": 0.001}}
+    write_json(exp / "score" / "vl.json", {
+        "metrics": "answer", "set": "typed question", "items": 800, "scores": {"exact_match": 64.0}, "per_item": [],
+        "interval": {"exact_match": [60.0, 68.0]},
+        "compare": {"hypothesis": "exp/answers/no_image.jsonl", "scores": {"exact_match": 34.0}, "differences": gap},
+    })
+    experiment = gather(exp)
+    assert experiment.problems == []
+    (cell, *_) = row_of(results.questions(experiment), "image: typed question, right %")
+    assert (cell.text, cell.small) == ("64.0", "58.0 to\u00a070.0")
+    (table,) = results.texts(experiment)
+    assert [[cell.text for cell in row.cells] for row in table.rows] == [
+        ["typed question", "800", "64.0"], ["typed question, no image", "", "34.0"], ["difference", "", "+30.00"],
+    ]
+    assert table in results.result_tables(experiment)
+    assert results.further(experiment) is None
