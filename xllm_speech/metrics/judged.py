@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,16 +42,19 @@ class Verdict:
 def read_verdicts(path: str | Path) -> list[Verdict]:
     """Read a file of verdicts, JSON lines or one array: objects with "question_id" (or "id"), "category", "content", "tuple".
 
-    "tuple" holds the scores of assistants 1 and 2, the model first; [-1, -1], null or nothing marks a failure. Files of
-    `judge run` add "order" and "attempt": of several attempts at one question in one order the last counts.
+    A file whose first object tells no question is read in order: it is question 1. "tuple" holds the scores of assistants 1
+    and 2, the model first; [-1, -1], null or nothing marks a failure. Files of `judge run` add "order" and "attempt": of
+    several attempts at one question in one order the last counts.
 
     Raises:
         DataError: the file is absent or empty, an object is incomplete, or a verdict stands there twice.
     """
     latest: dict[tuple[str, str], tuple[int, Verdict]] = {}
     seen: dict[tuple[str, str, int], str] = {}
-    for where, row in json_rows(path):
-        verdict, attempt = _verdict(row, where)
+    named = True
+    for number, (where, row) in enumerate(json_rows(path), 1):
+        named = "question_id" in row or "id" in row if number == 1 else named
+        verdict, attempt = _verdict(row if named else {"question_id": number, **row}, where)
         key = (verdict.question, verdict.order)
         if (first := seen.setdefault((*key, attempt), where)) != where:
             raise DataError(f"{where}: question {verdict.question} was judged before, at {first}; keep one of the two")
@@ -86,10 +90,21 @@ def model_first(reading: Reading, order: str) -> Reading:
     return Reading(reading.scores[::-1], reading.form, reading.conflict)
 
 
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
+_WRITTEN = re.compile(rf"\s*[\[(]?\s*({_NUMBER.pattern})\s*[,\s]\s*({_NUMBER.pattern})\s*[\])]?\s*", re.ASCII)
+
+
 def stored_scores(value: Any) -> Scores | None:
-    """A stored tuple as scores: two numbers of the scale; None for anything else, -1 and null above all."""
+    """A stored tuple as scores: two numbers of the scale, also written as text ("(8, 9)", ["8", "9"]).
+
+    None for anything else, -1 and null above all.
+    """
+    if isinstance(value, str):
+        match = _WRITTEN.fullmatch(value)
+        value = list(match.groups()) if match else None
     if not isinstance(value, list) or len(value) != 2:
         return None
+    value = [float(part) if isinstance(part, str) and _NUMBER.fullmatch(part.strip()) else part for part in value]
     if any(isinstance(part, bool) or not isinstance(part, (int, float)) or not math.isfinite(part) for part in value):
         return None
     return (float(value[0]), float(value[1])) if all(LOWEST <= part <= HIGHEST for part in value) else None

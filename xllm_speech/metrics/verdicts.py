@@ -54,12 +54,15 @@ def read_verdict(text: str) -> Reading:
     text = _STACKED.sub(r"\1: ", plain(text))
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     mentions = list(_mentions(text))
+    listed = _NUMBERED.search(text)
+    numbered = _pair(listed["first"], listed["second"]) if listed else None
     found = [
         ("sentence", _last(_in_one_sentence(sentence) for sentence in sentences(text))),
         ("scores", _last(_pair(match["first"], match["second"]) for match in _HEADED_PAIR.finditer(text))),
         ("labels", _both([mention for mention in mentions if mention.label])),
-        ("first line", _first_line(lines)),
-        ("further down", _last(_pair_line(line) for line in lines[1:])),
+        ("labels", numbered),
+        ("first line", None if numbered else _first_line(lines)),
+        ("further down", None if numbered else _last(_pair_line(line) for line in lines[1:])),
         ("further down", _both(mentions)),
     ]
     given = [(form, scores) for form, scores in found if scores is not None]
@@ -83,7 +86,14 @@ _IS = r"(?:\s*(?:[:=]|→)\s*|\s+[-–—]\s+|\s*(?:\bare\b|\bis\b|\bwould be\b|
 _HEADED_PAIR = ignoring_case(rf"{_HEADING}{_IS}{_PAIR}{_ENDS}")
 _SIGNS = rf"[^\w{ONE}{TWO}{BOTH}]{{0,9}}"
 _BARE_PAIR = ignoring_case(rf"{_SIGNS}{_PAIR}[.,;:\s]{{0,9}}")
-_LEADING_PAIR = re.compile(rf"{_PAIR}[.,;:]?\s+(?=[A-Z{ONE}{TWO}{BOTH}\u4e00-\u9fff])")
+_LEADING_PAIR = re.compile(
+    rf"{_PAIR}(?:[.,;:]?\s+(?=[A-Z{ONE}{TWO}{BOTH}\u4e00-\u9fff])"
+    rf"|(?:\s*[:(]\s*|\s+[-–—]\s+)(?=[A-Za-z{ONE}{TWO}{BOTH}\u4e00-\u9fff]))"
+)
+_NUMBERED = re.compile(
+    rf"(?:^|\n)[^\w\n]{{0,9}}1\s*[.):]\s*{value('first')}[^\w\n]{{0,9}}\n\s*[^\w\n]{{0,9}}2\s*[.):]\s*{value('second')}"
+    r"[^\w\n]{0,9}(?=\n|$)"
+)
 _BARE_VALUE = ignoring_case(rf"{_SIGNS}{value('only')}{_SIGNS}")
 
 _STACKED = re.compile(rf"({NAME})[^\w\n]{{0,9}}\n+(?=[^\w\n]{{0,9}}\d{{1,2}}(?:\.\d+)?(?:/10)?[^\w\n]{{0,9}}(?:\n|$))")
@@ -93,8 +103,9 @@ _CUE = ignoring_case(
     r"\b(?:scor(?:e[sd]?|ing)|rat(?:e[sd]?|ings?)|grade[sd]?|marks?|points?)\b|评分|得分|打分|分数|评[为价]|分(?![别析钟类辨为])"
 )
 _WEAK_CUE = ignoring_case(
-    r"\b(?:gets?|got|receive[sd]?|earn(?:s|ed)?|give[ns]?|gave|award(?:s|ed)?|assign(?:s|ed)?|respectively)\b"
+    r"\b(?:gets?|got|receive[sd]?|earn(?:s|ed)?|deserve[sd]?|give[ns]?|gave|award(?:s|ed)?|assign(?:s|ed)?|respectively)\b"
 )
+_GETTING = ignoring_case(r"\b(?:gets?|got|receive[sd]?|earn(?:s|ed)?|deserve[sd]?)\b")
 _GAP = rf"[^\d{ONE}{TWO}{BOTH}]{{0,90}}?"
 _LIST = rf"(?P<one>{NAME})(?:'s)?(?:\s*{AND}\s*)(?P<two>{NAME})(?:'s)?"
 _LIST_PAIR = ignoring_case(rf"(?:{_LIST}|(?P<both>{BOTH})){_GAP}{_PAIR}{_ENDS}")
@@ -117,7 +128,7 @@ _VERB_SCORE = ignoring_case(
 )
 _UNIT_SCORE = ignoring_case(value("value", unit=OF_TEN))
 _SHORT_SCORE = ignoring_case(
-    rf"{NAME}{_POSSESSIVE}(?:\s*,|\s*\b(?:an?|as|at|with))\s+(?:an?\s+)?{value('value', DIGITS)}{_ENDS}"
+    rf"{NAME}{_POSSESSIVE}(?:\s*,|\s*\b(?:only\s+)?(?:an?|as|at|with))\s+(?:an?\s+)?{value('value', DIGITS)}{_ENDS}"
 )
 _VALUE_NAME = ignoring_case(rf"{value('value')}\s*(?:\(\s*|\b(?:for|to|goes\s+to)\s+)(?={NAME})")
 _NAME_BEHIND = ignoring_case(
@@ -177,7 +188,8 @@ def _in_one_sentence(sentence: str) -> Scores | None:
     if re.search(NAME, sentence):
         return _both(list(_in_sentence(sentence, None)))
     match = _BOTH_SAME.search(sentence)
-    if match and (_CUE.search(sentence[: match.end()]) or re.search(UNIT, match[0], re.IGNORECASE)):
+    said = match and sentence[: match.end()]
+    if match and said and (_CUE.search(said) or _GETTING.search(said) or re.search(UNIT, match[0], re.IGNORECASE)):
         same = match["only"] or match["ahead"]
         return _pair(same, same)
     return None

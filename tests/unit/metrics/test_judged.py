@@ -91,9 +91,26 @@ def test_the_interval_is_that_of_a_plain_bootstrap(tmp_path: Path) -> None:
     assert summarise(verdicts)["interval"]["all"] == pytest.approx(np.percentile(ratios, [2.5, 97.5]), abs=1.0)
 
 
-@pytest.mark.parametrize("value", [None, [-1, -1], [8], [8, 11], [True, 8], ["8", "9"], [float("nan"), 8], "8 9", [-1, 9]])
+@pytest.mark.parametrize("value", [None, [-1, -1], [8], [8, 11], [True, 8], ["8", "nine"], [float("nan"), 8], "8", "-1 -1", [-1, 9]])
 def test_what_is_no_pair_of_scores_counts_as_a_failure(value: object) -> None:
     assert stored_scores(value) is None
+
+
+@pytest.mark.parametrize("value", [[8, 9.5], ["8", " 9.5"], "8 9.5", "(8, 9.5)", "[8,9.5]"])
+def test_scores_may_be_stored_as_text(value: object) -> None:
+    assert stored_scores(value) == (8, 9.5)
+
+
+def test_verdicts_without_ids_are_read_in_order(tmp_path: Path) -> None:
+    rows = [{"category": "conv", "content": "x", "tuple": pair} for pair in ([8, 9], [-1, -1], [4, 9])]
+    (tmp_path / "v.json").write_text(json.dumps(rows))
+    verdicts = read_verdicts(tmp_path / "v.json")
+    assert [verdict.question for verdict in verdicts] == ["1", "2", "3"]
+    assert summarise(verdicts)["unparsed_ids"] == ["2"]
+    rows[1]["question_id"] = 7
+    (tmp_path / "v.json").write_text(json.dumps(rows[1:] + rows[:1]))
+    with pytest.raises(DataError, match='item 2: expected "question_id"'):
+        read_verdicts(tmp_path / "v.json")
 
 
 @pytest.mark.parametrize(
