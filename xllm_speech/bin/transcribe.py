@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="cif; ctc: prefix beam search of the CTC head, graph: over --lexicon and --lm (greedy)")
     search.add_argument("--lm", type=Path, metavar="FILE", help="cif: n-gram model of the model's tokens (see `ngram`)")
     search.add_argument("--lm-weight", type=float, default=0.3, help="cif: of its log probabilities (default: 0.3)")
-    search.add_argument("--hotwords", type=Path, metavar="FILE", help="cif: likely phrases, one per line")
-    search.add_argument("--hotword-bonus", type=float, default=1.5, help="cif: per token, natural log (default: 1.5)")
+    search.add_argument("--hotwords", type=Path, metavar="FILE", help="likely phrases, one per line")
+    search.add_argument("--hotword-bonus", type=float, default=1.5, help="per token of a phrase, natural log (default: 1.5)")
     search.add_argument("--length-bonus", type=float, default=0.0, help="cif: per token of --search ctc (default: 0)")
     search.add_argument("--lexicon", type=Path, metavar="FILE", help="cif: words of --search graph; --lm is then of words")
     search.add_argument("--beam", type=int, help="cif: hypotheses kept by --search beam (default: 5); llm: beams (default: 1)")
@@ -52,8 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-guard", action="store_true",
         help="llm: take its text as it is, on silence, in a loop or far from what the CIF model heard",
     )
-    parser.add_argument("--long", action="store_true", help="cif: cut audio files of any length by voice activity; a run "
+    parser.add_argument("--long", action="store_true", help="cut audio files of any length by voice activity; a run "
                         "that was killed goes on where it was, by a journal beside --out")
+    parser.add_argument("--longest-sec", type=float, metavar="SEC",
+                        help="of a segment of --long (default: 20, less where the speech interface of an X-LLM takes less)")
     parser.add_argument("--batch-sec", type=float, default=60.0, help="audio seconds decoded together (default: 60)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
@@ -73,6 +75,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.image is not None and not args.image.is_file():
         raise ConfigError(f"--image {args.image}: no such file")
+    if args.long and not args.audio:
+        raise ConfigError("--long is for audio files, not for --cuts or --kaldi, which are cut already")
+    if args.longest_sec is not None and not args.long:
+        raise ConfigError("--longest-sec goes with --long")
     limit_threads(args.threads)
     device = choose_device(args.device)
     stream, described = (_load_cif if args.method == "cif" else _load_llm)(args, device)
@@ -112,14 +118,13 @@ def _load_cif(args: argparse.Namespace, device: Any) -> tuple[Callable[..., Any]
     """(speech, report) -> hypotheses of the CIF ASR model, and what describes it."""
     from xllm_speech.base.config import require
     from xllm_speech.infer.asr import CifAsr
-    from xllm_speech.infer.long_audio import transcribe_recordings
+    from xllm_speech.infer.segments import CifSegments
     from xllm_speech.models.search import describe_search, make_search
 
     for option in ("wording", "max_tokens", "draft", "no_guard"):
         given = vars(args)[option]
         require(given is None or given is False, f"--{option.replace('_', '-')} is for --method llm; leave it away")
     beam = 5 if args.beam is None else args.beam
-    require(not args.long or bool(args.audio), "--long is for audio files, not for --cuts or --kaldi, which are cut already")
     model = CifAsr.from_pretrained(args.model, device)
     search = make_search(
         model.table, args.search, beam, args.ctc_weight, args.passes, args.length_bonus, args.lm, args.lm_weight,
@@ -136,10 +141,7 @@ def _load_cif(args: argparse.Namespace, device: Any) -> tuple[Callable[..., Any]
 
     def stream(speech: Any, report: Any) -> Any:
         if args.long:
-            out = None if args.out in (None, "-") else args.out
-            return transcribe_recordings(
-                model, speech, out, report, search=search, image=args.image, channel=args.channel, batch_sec=args.batch_sec
-            )
+            return _stream_long(args, CifSegments(model, search, args.image, args.channel, args.batch_sec), speech, report)
         return model.stream(
             speech, search, args.image, args.batch_sec, not args.no_images, not args.no_captions, report, args.channel
         )
@@ -150,27 +152,48 @@ def _load_cif(args: argparse.Namespace, device: Any) -> tuple[Callable[..., Any]
 def _load_llm(args: argparse.Namespace, device: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
     """(speech, report) -> hypotheses of an X-LLM, and what describes it."""
     from xllm_speech.base.config import require
+    from xllm_speech.infer.asr import speech_items
     from xllm_speech.infer.generation import AnswerOptions
+    from xllm_speech.infer.llm_hotwords import HotwordBias, Hotwords
+    from xllm_speech.infer.segments import LlmSegments
     from xllm_speech.infer.transcribing import TranscribingReport
     from xllm_speech.infer.xllm import XLLM
 
     require(args.search == "greedy" and args.passes == 1, "--search and --passes are for --method cif; leave them away")
-    for option in ("lm", "hotwords", "lexicon", "long"):
+    for option in ("lm", "lexicon"):
         require(not vars(args)[option], f"--{option} is for --method cif; leave it away")
     beams = 1 if args.beam is None else args.beam
     require(beams == 1 or args.draft is None, "--draft is for greedy search; leave it or --beam away")
     draft, guard, told = args.draft or "cif", not args.no_guard, TranscribingReport()
     options = AnswerOptions(args.max_tokens, beams)
+    hotwords = None if args.hotwords is None else Hotwords(args.hotwords, args.hotword_bonus)
     model = XLLM.from_pretrained(args.model, device)
+    recogniser = model.make_recogniser(
+        options, args.image, not args.no_images, args.wording, args.channel, draft, guard, told, hotwords=hotwords
+    )
+    bias = recogniser.answerer.verifier.bias
     described = model.describe(args.wording) | {
-        "config": {"max_tokens": args.max_tokens, "beam": beams, "draft": draft if beams == 1 else None, "guard": guard},
+        "config": {
+            "max_tokens": args.max_tokens, "beam": beams, "draft": draft if beams == 1 else None, "guard": guard,
+            "hotwords": bias.source if isinstance(bias, HotwordBias) else None, "long": args.long,
+        },
     }
 
     def stream(speech: Any, report: Any) -> Any:
-        yield from model.stream(
-            speech, options, args.image, not args.no_images, args.wording, args.batch_sec, report, args.channel,
-            draft=draft, guard=guard, told=told,
-        )
+        if args.long:
+            yield from _stream_long(args, LlmSegments(model, recogniser, args.image, args.batch_sec), speech, report)
+        else:
+            items = speech_items(speech, None if args.image is None else str(args.image))
+            yield from recogniser.stream(items, args.batch_sec, report)
         described.update(told.describe())
 
     return stream, described
+
+
+def _stream_long(args: argparse.Namespace, segments: Any, speech: Any, report: Any) -> Any:
+    """Hypotheses of recordings of any length."""
+    from xllm_speech.features.vad import VadConfig
+    from xllm_speech.infer.long_audio import transcribe_recordings
+
+    vad = None if args.longest_sec is None else VadConfig(longest_sec=args.longest_sec)
+    return transcribe_recordings(segments, speech, None if args.out in (None, "-") else args.out, report, vad)

@@ -26,9 +26,8 @@ from xllm_speech.base.files import sha256_file
 from xllm_speech.base.units import SAMPLE_RATE_HZ
 from xllm_speech.features.audio import load_file, load_samples, soundfile_knows
 from xllm_speech.features.vad import Segment, SpeechDetector, VadConfig, find_segments, load_vad
-from xllm_speech.infer.asr import CifAsr, DecodingReport
-from xllm_speech.models.asr import SearchConfig
-from xllm_speech.models.search import describe_search
+from xllm_speech.infer.asr import DecodingReport
+from xllm_speech.infer.segments import SegmentRecogniser
 from xllm_speech.records import Hypothesis, TimedToken
 from xllm_speech.text.tokens import join_tokens
 
@@ -39,14 +38,10 @@ NEAR_SEC = 0.4  # two pieces place the same token at most this far apart
 
 
 def transcribe_long(
-    model: CifAsr,
+    recogniser: SegmentRecogniser,
     path: str | Path,
     journal: str | Path | None = None,
-    search: SearchConfig | None = None,
     vad: VadConfig | None = None,
-    image: str | Path | None = None,
-    channel: str | None = None,
-    batch_sec: float = 60.0,
     report: DecodingReport | None = None,
     on_progress: Callable[[DecodingReport], None] | None = None,
 ) -> Iterator[Hypothesis]:
@@ -58,25 +53,22 @@ def transcribe_long(
     Args:
         journal: a file to which segments are appended as they are done; a later call with the same recording, model and
             settings goes on behind them. It stays when all is done: whoever has stored the result removes it.
-        search, image, channel, batch_sec, report, on_progress: as in `CifAsr.stream`.
+        vad: None for the recogniser's own. report: filled in on the way. on_progress: called after each batch.
 
     Raises:
         DataError: unreadable audio. ConfigError: a journal of another recording, model or settings. MissingDependency: no VAD.
     """
-    path, search, vad, report = Path(path), search or SearchConfig(), vad or VadConfig(), report or DecodingReport()
+    path, vad, report = Path(path), vad or recogniser.vad, report or DecodingReport()
     with contextlib.ExitStack() as stack:
         cut = stack.enter_context(_open_recording(path))
-        channel = channel or model.checkpoint.description.features.channel
         done: dict[int, Hypothesis] = {}
         log: IO[str] | None = None
         if journal is not None:
-            head = _describe_run(model, path, search, vad, image, channel)
-            done, log = _open_journal(Path(journal), head)
+            done, log = _open_journal(Path(journal), _describe_run(recogniser, path, vad))
             stack.callback(log.close)
-        numbered = enumerate(find_segments(_probabilities(cut, channel), cut.duration, vad), 1)
+        numbered = enumerate(find_segments(_probabilities(cut, recogniser.channel), cut.duration, vad), 1)
         found = False
-        pairs = _recognise(model, cut, numbered, done, log, search, image, channel, batch_sec, report, on_progress)
-        for hypothesis in _join_pieces(pairs):
+        for hypothesis in _join_pieces(_recognise(recogniser, cut, numbered, done, log, report, on_progress)):
             found = True
             yield hypothesis
         if not found:
@@ -85,9 +77,8 @@ def transcribe_long(
 
 
 def _recognise(
-    model: CifAsr, cut: Cut, numbered: Iterator[tuple[int, Segment]], done: dict[int, Hypothesis], log: IO[str] | None,
-    search: SearchConfig, image: str | Path | None, channel: str, batch_sec: float, report: DecodingReport,
-    on_progress: Callable[[DecodingReport], None] | None,
+    recogniser: SegmentRecogniser, cut: Cut, numbered: Iterator[tuple[int, Segment]], done: dict[int, Hypothesis],
+    log: IO[str] | None, report: DecodingReport, on_progress: Callable[[DecodingReport], None] | None,
 ) -> Iterator[tuple[Segment, Hypothesis]]:
     """Each segment with its hypothesis: from the journal where it is there, else recognised and entered."""
     for group in _groups(numbered):
@@ -95,7 +86,7 @@ def _recognise(
             fastcopy(cut.truncate(offset=segment.start_sec, duration=segment.duration_sec), id=f"{cut.id}-{number:05d}")
             for number, segment in group if number not in done
         ]
-        fresh = model.stream(pieces, search, image, batch_sec, report=report, channel=channel, on_progress=on_progress)
+        fresh = recogniser.stream(pieces, report, on_progress)
         for number, segment in group:
             if number in done:
                 report.utterances += 1
@@ -165,14 +156,11 @@ def _decode_to_wav(source: Path, target: Path) -> None:
                     out.write(block.to_ndarray().reshape(-1, out.channels))
 
 
-def _describe_run(
-    model: CifAsr, path: Path, search: SearchConfig, vad: VadConfig, image: str | Path | None, channel: str
-) -> dict[str, Any]:
+def _describe_run(recogniser: SegmentRecogniser, path: Path, vad: VadConfig) -> dict[str, Any]:
     """What a journal belongs to."""
     return {
-        "format": JOURNAL_FORMAT, "audio": path.name, "audio_sha256": sha256_file(path), "model_sha256": model.weights_sha256,
-        "search": describe_search(search), "vad": asdict(vad),
-        "image": None if image is None else sha256_file(image), "channel": channel,
+        "format": JOURNAL_FORMAT, "audio": path.name, "audio_sha256": sha256_file(path), **recogniser.describe(),
+        "vad": asdict(vad), "channel": recogniser.channel,
     }
 
 
@@ -259,25 +247,33 @@ def join_two(first: Hypothesis, second: Hypothesis) -> tuple[Hypothesis, Hypothe
         rest = [token for token in second.tokens if centre(token) >= middle_sec]
         switch_sec = middle_sec
     end_sec = second.start_sec + (second.duration_sec or 0.0)
+    count = len(second.tokens)
     return (
-        replace(first, tokens=kept, text=_spell(kept), duration_sec=round(switch_sec - first.start_sec, 3)),
+        replace(first, tokens=kept, text=_spell(first, 0, len(kept)), duration_sec=round(switch_sec - first.start_sec, 3)),
         replace(
-            second, tokens=rest, text=_spell(rest), start_sec=round(switch_sec, 3),
+            second, tokens=rest, text=_spell(second, count - len(rest), count), start_sec=round(switch_sec, 3),
             duration_sec=round(max(0.0, end_sec - switch_sec), 3),
         ),
     )
 
 
-def _spell(tokens: list[TimedToken]) -> str:
-    return join_tokens(token.text for token in tokens)
+def _spell(hypothesis: Hypothesis, begin: int, end: int) -> str:
+    """The text of some of its tokens."""
+    spelt = [token.text for token in hypothesis.tokens]
+    if (begin, end) == (0, len(spelt)):
+        return hypothesis.text
+    if "".join(spelt) != "".join(hypothesis.text.split()):  # pieces of a token table, which bring their own spaces
+        return join_tokens(spelt[begin:end])
+    first, last = len("".join(spelt[:begin])), len("".join(spelt[:end]))
+    places = [place for place, letter in enumerate(hypothesis.text) if not letter.isspace()][first:last]
+    return hypothesis.text[places[0] : places[-1] + 1] if places else ""
 
 
 def transcribe_recordings(
-    model: CifAsr, paths: Iterable[str | Path], out: str | Path | None = None, report: DecodingReport | None = None, **more: Any
+    recogniser: SegmentRecogniser, paths: Iterable[str | Path], out: str | Path | None = None,
+    report: DecodingReport | None = None, vad: VadConfig | None = None,
 ) -> Iterator[Hypothesis]:
     """`transcribe_long` of each file, with a journal beside `out` (none for None); a file that fails costs only itself.
-
-    more: as in `transcribe_long`.
 
     Raises:
         ConfigError: two recordings of one file name with `out`, or a journal of another run.
@@ -292,7 +288,7 @@ def transcribe_recordings(
         names.add(Path(path).name)
         journal = None if out is None else journal_path(out, path)
         try:
-            yield from transcribe_long(model, path, journal, report=report, **more)
+            yield from transcribe_long(recogniser, path, journal, vad, report)
         except DataError as error:
             name = Path(path).stem
             report.utterances += 1

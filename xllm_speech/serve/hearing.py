@@ -16,12 +16,14 @@ from xllm_speech.features.audio import load_file
 from xllm_speech.features.fbank import load_features
 from xllm_speech.infer.asr import CifAsr, DecodingReport
 from xllm_speech.infer.long_audio import transcribe_long
+from xllm_speech.infer.segments import CifSegments, LlmSegments, SegmentRecogniser
 from xllm_speech.infer.xllm import XLLM
+from xllm_speech.models.asr import SearchConfig
 from xllm_speech.records import Hypothesis
 from xllm_speech.serve.jobs import SpeechJob, Transcribed, too_late
 from xllm_speech.serve.refusal import Refusal, bad_request
 
-LONG_SEC = 30.0  # recordings beyond are cut by voice activity
+LONG_SEC = 30.0  # recordings beyond are cut by voice activity; for the LLM, those beyond its segments
 
 
 class Ears:
@@ -36,8 +38,9 @@ class Ears:
         for job in jobs:
             try:
                 cut = load_file(job.path)
-                if job.method == "cif" and cut.duration > LONG_SEC:
-                    self._run_long(job)
+                segments = self._segments(job)
+                if cut.duration > max(LONG_SEC if job.method == "cif" else 0.0, segments.vad.longest_sec):
+                    self._run_long(job, segments)
                 else:
                     short.append((job, cut if job.image is None else fastcopy(cut, custom={"image": str(job.image)})))
             except UserError as error:
@@ -56,9 +59,14 @@ class Ears:
             else:
                 job.put(Transcribed([hypothesis], self._weigh(cut) if job.weights else None))
 
-    def _run_long(self, job: SpeechJob) -> None:
+    def _segments(self, job: SpeechJob) -> SegmentRecogniser:
+        if job.method == "cif":
+            return CifSegments(self.cif, SearchConfig(), job.image)
+        return LlmSegments(self.model, self.model.make_recogniser(image=job.image, wording=0), job.image)
+
+    def _run_long(self, job: SpeechJob, segments: SegmentRecogniser) -> None:
         found: list[Hypothesis] = []
-        for hypothesis in transcribe_long(self.cif, job.path, image=job.image, report=DecodingReport()):
+        for hypothesis in transcribe_long(segments, job.path, report=DecodingReport()):
             if hypothesis.error is not None:
                 raise DataError(hypothesis.error)
             found.append(hypothesis)

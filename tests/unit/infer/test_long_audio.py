@@ -14,13 +14,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from xllm_speech import CifAsr
+from xllm_speech import XLLM, CifAsr
 from xllm_speech.base.errors import ConfigError
+from xllm_speech.bin import main as entry
 from xllm_speech.features.audio import load_samples
 from xllm_speech.features.vad import VadConfig
 from xllm_speech.infer import long_audio
 from xllm_speech.infer.asr import DecodingReport
+from xllm_speech.infer.generation import AnswerOptions
+from xllm_speech.infer.llm_hotwords import Hotwords
 from xllm_speech.infer.long_audio import join_two, journal_path, remove_journals, transcribe_long, transcribe_recordings
+from xllm_speech.infer.segments import SHORTEST_SEC, CifSegments, LlmSegments
 from xllm_speech.models.asr import SearchConfig
 from xllm_speech.records import Hypothesis, TimedToken
 
@@ -32,7 +36,7 @@ SHORT = VadConfig(longest_sec=6.0)
 
 @pytest.fixture(scope="module")
 def model(model_dir):
-    return CifAsr.from_pretrained(model_dir)
+    return CifSegments(CifAsr.from_pretrained(model_dir), SearchConfig())
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,9 @@ def test_a_killed_run_is_taken_up_again(model_dir, model, long_file, tmp_path):
         "from xllm_speech import CifAsr\n"
         "from xllm_speech.features.vad import VadConfig\n"
         "from xllm_speech.infer.long_audio import transcribe_long\n"
-        "model = CifAsr.from_pretrained(sys.argv[1])\n"
+        "from xllm_speech.infer.segments import CifSegments\n"
+        "from xllm_speech.models.asr import SearchConfig\n"
+        "model = CifSegments(CifAsr.from_pretrained(sys.argv[1]), SearchConfig())\n"
         "for n, _ in enumerate(transcribe_long(model, sys.argv[2], sys.argv[3], vad=VadConfig(longest_sec=6.0))):\n"
         "    if n == 4:\n"
         "        print('there', flush=True)\n"
@@ -109,11 +115,63 @@ def test_a_killed_run_is_taken_up_again(model_dir, model, long_file, tmp_path):
 
 
 @needs_silero
+def test_an_xllm_that_was_killed_ends_in_the_same_file(xllm_dir, long_file, tmp_path):
+    out, whole, talk = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl", tmp_path / "talk.wav"
+    soundfile.write(talk, soundfile.read(long_file, dtype="int16")[0][: 50 * 16000], 16000)
+    words = ["transcribe", "--model", str(xllm_dir), "--method", "llm", "--long", "--longest-sec", "6", "--max-tokens", "6",
+             "--batch-sec", "20", "--threads", "1", str(talk), "--out"]
+    code = (
+        "import sys, time\n"
+        "from xllm_speech.bin.main import main\n"
+        "from xllm_speech.infer import long_audio\n"
+        "join = long_audio._join_pieces\n"
+        "def wait(pairs):\n"
+        "    for n, hypothesis in enumerate(join(pairs)):\n"
+        "        if n == 4:\n"
+        "            print('there', flush=True)\n"
+        "            time.sleep(60)\n"
+        "        yield hypothesis\n"
+        "long_audio._join_pieces, long_audio.GROUP_SEC = wait, 10.0\n"
+        "main(sys.argv[1:])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, *words, out], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"there\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not out.exists()
+    done = len(journal_path(out, talk).read_text().splitlines()) - 1
+    assert entry.main([*words, str(whole)]) == entry.main([*words, str(out)]) == 0
+    assert out.read_text() == whole.read_text()
+    rows = [json.loads(row) for row in out.read_text().splitlines()]
+    assert 5 <= done < len(rows)
+    assert len({row["text"] for row in rows}) > 3
+    audio_sec = {path: json.loads((tmp_path / f"{path.name}.meta.json").read_text())["audio_sec"] for path in (out, whole)}
+    assert 0 < audio_sec[out] < audio_sec[whole]
+    assert not list(tmp_path.glob("*.journal"))
+
+
+@needs_silero
+def test_segments_fit_the_speech_interface_of_an_xllm(xllm_dir, model):
+    xllm = XLLM.from_pretrained(xllm_dir)
+    segments = LlmSegments(xllm, xllm.make_recogniser(AnswerOptions(8)))
+    description = xllm.checkpoint.description.model
+    assert segments.vad.longest_sec == SHORTEST_SEC
+    description.interfaces.speech.positions = 65
+    assert segments.vad.longest_sec == pytest.approx(10.0)
+    description.interfaces.speech.positions = 512
+    assert segments.vad.longest_sec == model.vad.longest_sec == VadConfig().longest_sec
+    told = segments.describe()
+    other = LlmSegments(xllm, xllm.make_recogniser(AnswerOptions(8), guard=False, hotwords=Hotwords(["红色"]))).describe()
+    assert [key for key in told if told[key] != other[key]] == ["search", "guard"]
+    assert json.loads(json.dumps(told)) == told
+
+
+@needs_silero
 def test_a_journal_of_another_run_is_refused(model, long_file, tmp_path):
     journal = tmp_path / "a.journal"
     next(transcribe_long(model, long_file, journal, vad=SHORT))
     with pytest.raises(ConfigError, match=r"a.journal: the journal of another run: search, vad differ"):
-        next(transcribe_long(model, long_file, journal, SearchConfig("beam"), vad=VadConfig()))
+        next(transcribe_long(replace(model, search=SearchConfig("beam")), long_file, journal, vad=VadConfig()))
     lines = journal.read_text().splitlines()
     journal.write_text("\n".join([lines[0], "{}", *lines[1:]]) + "\n")
     with pytest.raises(ConfigError, match=r"a.journal:2: not a line of a journal"):
@@ -194,6 +252,15 @@ def test_pieces_join_at_a_token_that_both_have():
     assert (left.text, right.text) == ("甲乙丙丁", "己庚")
     assert left.start_sec + left.duration_sec == pytest.approx(right.start_sec)
     assert right.start_sec + right.duration_sec == pytest.approx(19.0)
+
+
+def test_words_keep_their_spaces_where_pieces_join():
+    left = Hypothesis("x", "甲 of the", [TimedToken(text, t, t + 0.2) for text, t in (("甲", 1), ("of", 9.2), ("the", 9.5))],
+                      start_sec=0.0, duration_sec=10.0)
+    right = Hypothesis("x", "of the red house", [
+        TimedToken(text, t, t + 0.2) for text, t in (("of", 9.2), ("the", 9.5), ("red", 11), ("house", 12))
+    ], start_sec=9.0, duration_sec=10.0)
+    assert [piece.text for piece in join_two(left, right)] == ["甲 of the", "red house"]
 
 
 def test_pieces_without_a_common_token_part_in_the_middle():
