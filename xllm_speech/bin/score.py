@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", action="append", metavar="FIELD",
                         help="break down by this field of the reference's JSON lines (default: speaker and group), or with "
                              "NAME=FILE by another file: utt2spk or any two columns, or JSON lines or cuts with that field")
+    parser.add_argument("--hotwords", type=Path, metavar="FILE",
+                        help="recall and precision of these phrases, one per line, and the CER in and out of them")
     parser.add_argument("--set-name", metavar="NAME", help="name of the test set, for the score file")
     parser.add_argument("--metrics", choices=KINDS, default="transcript",
                         help="what is scored: transcript (CER), caption (CIDEr, BLEU, ROUGE-L), answer (exact match, token F1) "
@@ -91,7 +93,8 @@ def _check(args: argparse.Namespace) -> None:
 def _check_texts(args: argparse.Namespace) -> None:
     from xllm_speech.base.config import require
 
-    given = ", ".join(name for name, value in {"--by": args.by, "--mer": args.mer}.items() if value)
+    wanted = {"--by": args.by, "--mer": args.mer, "--hotwords": args.hotwords}
+    given = ", ".join(name for name, value in wanted.items() if value)
     require(not given, f"{given}: only for --hyp with transcripts")
 
 
@@ -116,9 +119,49 @@ def _transcripts(args: argparse.Namespace, form: NormalForm) -> None:
         args.ref, args.hyp, form, args.compare, args.set_name, tuple(word for word in by if "=" not in word),
         group_files=_named_files([word for word in by if "=" in word], "--by"),
     )
+    if args.hotwords:
+        score["hotwords"] = _hotwords(args, form)
     if args.out:
         write_score(args.out, score)
     _print(score, args.mer)
+    if args.hotwords:
+        _print_hotwords(score["hotwords"], score["set"] or args.ref.name)
+
+
+def _hotwords(args: argparse.Namespace, form: NormalForm) -> dict[str, Any]:
+    """What is known of the phrases of --hotwords, with --compare in the other file too."""
+    from xllm_speech.base.config import require
+    from xllm_speech.metrics.hotwords import score_hotword_files
+    from xllm_speech.text.hotwords import read_hotwords
+
+    phrases = [phrase for _, phrase in read_hotwords(args.hotwords)]
+    require(bool(phrases), f"--hotwords {args.hotwords}: no phrase in it")
+    other = None if args.compare is None else score_hotword_files(args.ref, args.compare, phrases, form)
+    return {"file": str(args.hotwords), **score_hotword_files(args.ref, args.hyp, phrases, form), "compare": other}
+
+
+def _print_hotwords(found: dict[str, Any], name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{name}: hotwords", title_justify="left")
+    for heading in ("", "said", "written", "right", "recall %", "precision %", "F1 %"):
+        table.add_column(heading, justify="left" if not heading else "right")
+
+    def add(title: str, row: dict[str, Any]) -> None:
+        rates = [_number(row[rate]) for rate in ("recall", "precision", "f1")]
+        table.add_row(title, *(str(row[key]) for key in ("said", "written", "right")), *rates)
+
+    add("all", found)
+    if found["compare"]:
+        add("all, compared file", found["compare"])
+    for phrase, row in found["phrases"].items():
+        add(phrase, row)
+    console = Console(highlight=False)
+    console.print(table)
+    parts = "; ".join(f"{title} {_number(found[key]['cer'])} % of {found[key]['counts']['N']} characters"
+                      for title, key in (("CER in hotwords", "inside"), ("elsewhere", "outside")))
+    console.print(parts, markup=False, soft_wrap=True)
 
 
 def _conditions(args: argparse.Namespace, form: NormalForm) -> None:

@@ -21,7 +21,8 @@ from xllm_speech.decoders.hotwords import START, HotwordGraph
 from xllm_speech.infer.draft import INCOMPLETE
 from xllm_speech.llm.loaded import LoadedLlm
 from xllm_speech.models.asr import SearchConfig
-from xllm_speech.models.fusion import HOTWORD_BONUS, build_fusion, read_hotwords
+from xllm_speech.models.fusion import HOTWORD_BONUS, build_fusion
+from xllm_speech.text.hotwords import read_hotwords
 from xllm_speech.text.tokens import TokenTable
 
 # What may stand before a phrase: nothing, a sentence's end, a common character, a space.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from xllm_speech.base.errors import DataError
 from xllm_speech.metrics.alignment import Counts, align
+from xllm_speech.metrics.score_file import NormalForm
+from xllm_speech.metrics.transcripts import pair_transcripts, read_transcripts
 
 
 @dataclass
@@ -83,6 +87,33 @@ def score_hotwords(
         report.total.written += count.written
         report.total.right += count.right
     return report
+
+
+def score_hotword_files(ref: str | Path, hyp: str | Path, phrases: Iterable[str], form: NormalForm) -> dict[str, Any]:
+    """Hotwords in a hypothesis file, for the score file; phrases are compared in normal form, character by character.
+
+    Keys: said, written, right, recall, precision, f1, phrases {phrase: the same}, inside and outside {counts {N, S, D, I},
+    cer}: errors in and out of the phrases. Rates are percentages, null where nothing can be divided by.
+
+    Raises:
+        DataError: a phrase of which nothing is left in normal form, or files that do not fit each other.
+    """
+    tokens = {phrase: form.cer_tokens(form.normalise(phrase)) for phrase in phrases}
+    pairs = pair_transcripts(read_transcripts(ref), read_transcripts(hyp), ref, hyp)
+    report = score_hotwords(tokens, (
+        (form.cer_tokens(form.normalise(asked.text)), form.cer_tokens(form.normalise(answer.text))) for asked, answer in pairs
+    ))
+    parts = {"inside": report.inside, "outside": report.outside}
+    return {
+        **_describe(report.total), "phrases": {name: _describe(count) for name, count in report.phrases.items()},
+        **{name: {"counts": asdict(counts), "cer": counts.percent} for name, counts in parts.items()},
+    }
+
+
+def _describe(count: PhraseCount) -> dict[str, Any]:
+    either = count.said + count.written
+    rates = {"recall": count.recall, "precision": count.precision, "f1": 2 * count.right / either if either else None}
+    return asdict(count) | {name: None if rate is None else 100 * rate for name, rate in rates.items()}
 
 
 def _walk(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[str, list[int]]:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from xllm_speech.base.config import require
 from xllm_speech.base.errors import DataError
-from xllm_speech.base.files import numbered_lines, sha256_file
+from xllm_speech.base.files import sha256_file
 from xllm_speech.decoders.fusion import Fusion
 from xllm_speech.decoders.hotwords import HotwordGraph
 from xllm_speech.decoders.ngram import load_ngram
+from xllm_speech.text.hotwords import read_hotwords
 from xllm_speech.text.tokens import TokenTable
 
 logger = logging.getLogger(__name__)
@@ -50,12 +51,6 @@ def build_fusion(
         digest = hashlib.sha256(repr(phrases).encode()).hexdigest()
         source.append(f"{len(phrases)} hotwords ({digest[:12]}) x {hotword_bonus:g}")
     return Fusion(table.eos_id, model, lm_weight, graph, "; ".join(source))
-
-
-def read_hotwords(path: str | Path) -> list[tuple[str, str]]:
-    """(where, phrase) of each line of a list of hotwords; `DataError` where it is absent or not UTF-8."""
-    rows = [(f"{path}:{number}", line.strip()) for number, line in numbered_lines(path)]
-    return [(where, phrase) for where, phrase in rows if phrase and not phrase.startswith("#")]
 
 
 def _encode(table: TokenTable, hotwords: str | Path | Iterable[str]) -> list[list[int]]:

@@ -104,6 +104,31 @@ def test_groups_are_read_from_other_files(tmp_path: Path, capsys: pytest.Capture
     assert "speaker 李" in shown
 
 
+def test_hotwords_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ref = write(tmp_path / "ref", "a 红的旗子和钟\nb 旗子旗子\nc 没有\n")
+    hyp = write(tmp_path / "hyp", "a 红的棋子和钟\nb 旗子齐子\nc 旗子\n")
+    better = write(tmp_path / "better", "a 红的旗子和钟\nb 旗子旗子\nc 没有\n")
+    words = write(tmp_path / "words", "# likely\n旗子\n\n 钟。\n")
+    common = ["--ref", ref, "--hyp", hyp, "--hotwords", words]
+    assert call(*common, "--out", tmp_path / "score.json", "--compare", better) == 0
+    found = json.loads((tmp_path / "score.json").read_text(encoding="utf-8"))["hotwords"]
+    assert (found["said"], found["written"], found["right"]) == (4, 3, 2)
+    assert (found["recall"], found["precision"], found["f1"]) == (50.0, pytest.approx(200 / 3), pytest.approx(400 / 7))
+    assert found["phrases"]["钟。"]["recall"] == 100.0
+    assert (found["inside"]["counts"]["S"], found["outside"]["counts"]["S"]) == (2, 2)
+    assert (found["compare"]["recall"], found["compare"]["precision"]) == (100.0, 100.0)
+    shown = capsys.readouterr().out
+    assert "ref: hotwords" in shown
+    assert "66.67" in shown
+    assert "CER in hotwords 28.57 % of 7 characters; elsewhere 40.00 % of 5 characters" in shown
+    with pytest.raises(ConfigError, match="no phrase in it"):
+        call("--ref", ref, "--hyp", hyp, "--hotwords", write(tmp_path / "none", "# nothing\n"))
+    with pytest.raises(DataError, match="hotword `。` has no token"):
+        call("--ref", ref, "--hyp", hyp, "--hotwords", write(tmp_path / "dot", "。\n"))
+    with pytest.raises(ConfigError, match="--hotwords: only for"):
+        call(*common, "--metrics", "translation")
+
+
 def test_conditions_are_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ref = write(tmp_path / "ref", "a 左边是红色的方块\nb 今天\n")
     speech, image = write(tmp_path / "s", "a 左边是洪色的方块\nb 今天\n"), write(tmp_path / "v", "a 左边是红色的方块\nb 今天\n")
