@@ -61,11 +61,12 @@ class Hotwords:
 
     def __init__(self, phrases: str | Path | Iterable[str], bonus: float = HOTWORD_BONUS) -> None:
         require(bonus >= 0, f"hotword_bonus {bonus} must not be negative")
-        self.place = str(phrases) if isinstance(phrases, str | Path) else "hotwords"
-        self.rows = (
-            read_hotwords(phrases) if isinstance(phrases, str | Path) else [("hotwords", phrase) for phrase in phrases]
-        )
+        self.phrases: str | Path | list[str] = phrases if isinstance(phrases, str | Path) else list(phrases)
         self.bonus = bonus
+        if isinstance(self.phrases, list):
+            self.rows = [("hotwords", phrase) for phrase in self.phrases]
+        else:
+            self.rows = read_hotwords(self.phrases)
 
     def bias(self, llm: LoadedLlm) -> HotwordBias:
         """For searches with the LLM. A phrase that it cannot write is left out, with a warning that names it.
@@ -82,18 +83,17 @@ class Hotwords:
             if not found:
                 logger.warning("%s: hotword `%s` is left out: the language model has no tokens for it", where, phrase)
         if not known:
-            raise DataError(f"{self.place}: none of {len(self.rows)} phrases can be written by the language model")
+            place = "hotwords" if isinstance(self.phrases, list) else self.phrases
+            raise DataError(f"{place}: none of {len(self.rows)} phrases can be written by the language model")
         digest = hashlib.sha256(repr(spellings).encode()).hexdigest()
         return HotwordBias(HotwordGraph(spellings, self.bonus), f"{known} hotwords ({digest[:12]}) x {self.bonus:g}")
 
     def search(self, table: TokenTable) -> SearchConfig | None:
         """For the CIF model's drafts; None where its table can write none of the phrases."""
         try:
-            return SearchConfig("greedy", fusion=build_fusion(
-                table, hotwords=[phrase for _, phrase in self.rows], hotword_bonus=self.bonus
-            ))
+            return SearchConfig("greedy", fusion=build_fusion(table, hotwords=self.phrases, hotword_bonus=self.bonus))
         except DataError as error:
-            logger.warning("%s: drafts go without hotwords: %s", self.place, error)
+            logger.warning("drafts go without hotwords: %s", error)
             return None
 
 
