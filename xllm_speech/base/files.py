@@ -85,7 +85,11 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
 
 
 def open_text(path: str | Path) -> IO[str]:
-    """Open a UTF-8 text file for reading, gzip or plain (by the file's first bytes); `DataError` if it is absent."""
+    """Open a UTF-8 text file for reading, gzip or plain (by the file's first bytes), a byte order mark passed over.
+
+    Raises:
+        DataError: it is absent.
+    """
     path = Path(path)
     try:
         with open(path, "rb") as probe:
@@ -93,8 +97,8 @@ def open_text(path: str | Path) -> IO[str]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if zipped:
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
+        return gzip.open(path, "rt", encoding="utf-8-sig")
+    return open(path, encoding="utf-8-sig")
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
@@ -103,7 +107,7 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     with open_text(path) as stream:
         try:
             for number, line in enumerate(stream, 1):
-                yield number, line.rstrip("\r\n")
+                yield number, line.rstrip("\r\n").removeprefix("\ufeff")  # files that were joined bring theirs along
         except (UnicodeDecodeError, EOFError, OSError) as error:
             raise DataError(f"{path}:{number + 1}: cannot be read as UTF-8 text ({error})") from error
 

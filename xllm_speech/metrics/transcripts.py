@@ -24,7 +24,7 @@ class Transcript:
 
 
 def read_transcripts(path: str | Path, need_text: bool = True) -> list[Transcript]:
-    """Read Kaldi `text` lines (id, space, text; the text may be empty) or JSON lines with "id" and "text".
+    """Read Kaldi `text` lines (id, space, text; the text may be empty) or JSON lines (or one array) with "id" and "text".
 
     The form is told from the first line that is not blank; gzip is read too. A line with "supervisions" is a lhotse cut:
     its text is that of its supervisions in order of time, empty where it has none. Blank lines are passed over. Without
@@ -36,7 +36,8 @@ def read_transcripts(path: str | Path, need_text: bool = True) -> list[Transcrip
     first = next((line for _, line in numbered_lines(path) if line.strip()), None)
     if first is None:
         raise DataError(f"{path}: no transcript in it; expected lines of id and text, or JSON lines with id and text")
-    rows = list(_json_rows(path, need_text) if first.lstrip("\ufeff").lstrip().startswith("{") else _kaldi_rows(path))
+    as_json = first.lstrip().startswith(("{", "[{")) or first.strip() == "["
+    rows = list(_json_rows(path, need_text) if as_json else _kaldi_rows(path))
     lines: dict[str, int] = {}
     for row in rows:
         if row.id in lines:
@@ -47,7 +48,6 @@ def read_transcripts(path: str | Path, need_text: bool = True) -> list[Transcrip
 
 def _kaldi_rows(path: str | Path) -> Iterator[Transcript]:
     for number, line in numbered_lines(path):
-        line = line.removeprefix("\ufeff")
         if not line.strip():
             continue
         if line[0].isspace():
@@ -57,16 +57,18 @@ def _kaldi_rows(path: str | Path) -> Iterator[Transcript]:
 
 
 def _json_rows(path: str | Path, need_text: bool) -> Iterator[Transcript]:
-    for number, row in read_jsonl(path):
+    for count, (where, row) in enumerate(json_rows(path), 1):
+        line = where.rpartition(":")[2]
+        number = int(line) if line.isdecimal() else count
         id = row.get("id")
         if not isinstance(id, str) or not id:
-            raise DataError(f'{path}:{number}: expected "id" to be a string, found {id!r}')
+            raise DataError(f'{where}: expected "id" to be a string, found {id!r}')
         fields = {key: value for key, value in row.items() if key not in ("id", "text", "tokens", "supervisions")}
-        text = _cut_text(row, fields, f"{path}:{number}: cut {id}", need_text) if "supervisions" in row else row.get("text")
+        text = _cut_text(row, fields, f"{where}: cut {id}", need_text) if "supervisions" in row else row.get("text")
         if text is None and not need_text:
             text = ""
         if not isinstance(text, str):
-            raise DataError(f'{path}:{number}: id {id}: expected "text" to be a string, found {text!r}')
+            raise DataError(f'{where}: id {id}: expected "text" to be a string, found {text!r}')
         yield Transcript(id, text, number, fields)
 
 
@@ -215,4 +217,4 @@ def json_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _first_line(path: str | Path) -> str:
     """The first line that is not blank, "" where there is none."""
-    return next((line for _, raw in numbered_lines(path) if (line := raw.lstrip("\ufeff").strip())), "")
+    return next((line for _, raw in numbered_lines(path) if (line := raw.strip())), "")

@@ -9,6 +9,8 @@ import pytest
 
 from xllm_speech.base.errors import ConfigError, DataError
 from xllm_speech.bin import score
+from xllm_speech.bin.score import normal_form
+from xllm_speech.metrics.score_file import score_files
 
 
 def call(*words: object) -> int:
@@ -221,3 +223,33 @@ def test_answers_are_scored_by_task_beside_those_without_a_medium(
     write(seeing, '{"id": "a", "task": "vl", "text": "x"}\n')
     with pytest.raises(DataError, match=r"all.jsonl:1: needs `id`, `reference` and `text`"):
         call("--answers", seeing, "--task", "vl", "--metrics", "answer")
+
+
+# N, and what sclite 2.4.10 counts as S, D and I, over the characters of both sides in normal form.
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "counts"),
+    [
+        ("ＡＢＣ１２３，你好。", "abc123你好", (8, 0, 0, 0)),
+        ("我用WiFi上网", "我用 wi-fi 上网！", (8, 0, 0, 0)),
+        ("今天２５度", "今天25 度", (5, 0, 0, 0)),
+        ("今天25度", "今天二十五度", (5, 2, 0, 1)),
+        ("。，！？", "……", (0, 0, 0, 0)),
+        ("。，！？", "嗯", (0, 0, 0, 1)),
+        ("你好", "", (2, 0, 2, 0)),
+        ("你好", " 　\u200b", (2, 0, 2, 0)),
+        ("don’t stop", "DON'T STOP", (9, 0, 0, 0)),
+        ("百分之3.5", "百分之3。5", (6, 0, 1, 0)),
+        ("你<unk>好", "你好", (3, 0, 1, 0)),
+        ("天上", "上天", (2, 0, 1, 1)),
+        ("ﾃｽﾄ", "テスト", (3, 0, 0, 0)),
+        ("重复重复", "重复重复重复重复", (4, 0, 0, 4)),
+    ],
+)
+def test_pairs_that_differ_in_writing_score_as_sclite_counts_their_normal_form(
+    reference: str, hypothesis: str, counts: tuple[int, int, int, int], tmp_path: Path
+) -> None:
+    ref, hyp = tmp_path / "ref", tmp_path / "hyp"
+    ref.write_text(f"u1 {reference}\n", encoding="utf-8")
+    hyp.write_text(f"u1 {hypothesis}\n", encoding="utf-8")
+    found = score_files(ref, hyp, normal_form(False))["counts"]
+    assert tuple(found.values()) == counts

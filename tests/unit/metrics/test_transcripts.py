@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,33 @@ def test_three_forms_say_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeffa 今天\r\nb\r\n", "a\t今天 \t\rb\t\r", "\na\u3000今天\n \nb", "a 今天\n\ufeffb\n",
+        '\ufeff{"id": "a", "text": "今天"}\r\n\r\n{"id": "b", "text": ""}',
+        '[{"id": "a", "text": "今天"}, {"id": "b", "text": ""}]',
+        '[\n{"id": "a", "text": "今天"},\n{"id": "b", "text": ""}]',
+    ],
+)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_marks_and_white_space_of_other_programs_change_nothing(
+    content: str, pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_bytes(pack(content.encode()))
+    assert [(row.id, row.text) for row in read_transcripts(tmp_path / "text")] == [("a", "今天"), ("b", "")]
+
+
+def test_only_line_ends_part_lines(tmp_path: Path) -> None:
+    odd = "a 今\u2028天\x85好\x0b的\x0c\x1c了\nb x\n"
+    assert [row.id for row in read_transcripts(write(tmp_path / "text", odd))] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", "no transcript in it"),
+        ('[{"id": "a", "text": "x"}, {"id": "a", "text": "x"}]', r":2: id a is doubled, first on line 1"),
+        ('[{"id": "a", "text": "x"}, {"id": 7, "text": "x"}]', r'item 2: expected "id" to be a string, found 7'),
         ("\n \n", "no transcript in it"),
         ("a 今\nb 天\na 好\n", r":3: id a is doubled, first on line 1"),
         ("a 今\n 天\n", r":2: the line begins with a space"),
