@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="an utterance ends after so long without speech; 0: only with the stream (default: 1)")
     parser.add_argument("--longest-sec", type=float, default=30.0, metavar="S",
                         help="an utterance is cut at this length; 0: never (default: 30)")
+    parser.add_argument("--no-guard", action="store_true", help="take the text as it is, on silence and noise too")
     search = parser.add_argument_group("search of final texts; partial ones are greedy")
     search.add_argument("--search", choices=("greedy", "beam", "ctc"), default="greedy", help="default: greedy")
     search.add_argument("--beam", type=int, default=5, help="hypotheses kept (default: 5)")
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
 
     limit_threads(args.threads)
     model = CifAsr.from_pretrained(args.model, choose_device(args.device))
+    if args.no_guard:
+        model.guard = None
     search = make_search(
         model.table, args.search, args.beam, lm=args.lm, lm_weight=args.lm_weight, hotwords=args.hotwords,
         hotword_bonus=args.hotword_bonus,

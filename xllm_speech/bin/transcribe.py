@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     search.add_argument(
         "--no-guard", action="store_true",
-        help="llm: take its text as it is, on silence, in a loop or far from what the CIF model heard",
+        help="take the text as it is, on silence and noise; llm: in a loop or far from what the CIF model heard too",
     )
     parser.add_argument("--long", action="store_true", help="cut audio files of any length by voice activity; a run "
                         "that was killed goes on where it was, by a journal beside --out")
@@ -121,11 +121,12 @@ def _load_cif(args: argparse.Namespace, device: Any) -> tuple[Callable[..., Any]
     from xllm_speech.infer.segments import CifSegments
     from xllm_speech.models.search import describe_search, make_search
 
-    for option in ("wording", "max_tokens", "draft", "no_guard"):
-        given = vars(args)[option]
-        require(given is None or given is False, f"--{option.replace('_', '-')} is for --method llm; leave it away")
+    for option in ("wording", "max_tokens", "draft"):
+        require(vars(args)[option] is None, f"--{option.replace('_', '-')} is for --method llm; leave it away")
     beam = 5 if args.beam is None else args.beam
     model = CifAsr.from_pretrained(args.model, device)
+    if args.no_guard:
+        model.guard = None
     search = make_search(
         model.table, args.search, beam, args.ctc_weight, args.passes, args.length_bonus, args.lm, args.lm_weight,
         args.hotwords, args.hotword_bonus, args.lexicon,
@@ -136,7 +137,7 @@ def _load_cif(args: argparse.Namespace, device: Any) -> tuple[Callable[..., Any]
     )
     described = {
         "model": str(args.model), "checkpoint_sha256": model.weights_sha256, "method": "cif", "prompt": None,
-        "config": describe_search(search) | {"long": args.long},
+        "config": describe_search(search) | {"long": args.long, "guard": not args.no_guard},
     }
 
     def stream(speech: Any, report: Any) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
@@ -17,16 +18,21 @@ from lhotse.utils import fastcopy
 
 from xllm_speech.base.errors import DataError, SeamError, first_line
 from xllm_speech.base.files import atomic_dir, sha256_file
-from xllm_speech.base.units import sec_from_steps
 from xllm_speech.datasets.asr import AsrDataset
+from xllm_speech.decoders.search import SearchResult
 from xllm_speech.features.audio import audio_path, load_file
+from xllm_speech.infer.guard import Guard
 from xllm_speech.infer.halving import halve_on_failure
+from xllm_speech.infer.listening import Heard, hear_steps, loudest
+from xllm_speech.infer.unit_times import energy_swing, frame_energies, place_tokens, token_spans
+from xllm_speech.infer.voice import VoiceWitness
 from xllm_speech.models.asr import SearchConfig
 from xllm_speech.models.checkpoints import WEIGHTS, AsrCheckpoint, load_asr, save_asr
-from xllm_speech.records import AsrBatch, CifOut, Hypothesis, TimedToken
+from xllm_speech.records import AsrBatch, Hypothesis, TimedToken
 
 # Utterances that are read ahead and sorted by length before batches are cut from them.
 WINDOW = 256
+CTC_METHODS = ("ctc", "graph")  # their tokens lie at encoder steps, not at units
 
 
 @dataclass
@@ -44,6 +50,9 @@ class DecodingReport:
 class CifAsr:
     """A CIF ASR model ready to recognise.
 
+    An utterance in which nobody speaks has an empty text; why stands in `extra["guard"]`. Set `guard` to None to have texts of
+    silence and noise too.
+
     Args:
         checkpoint: from `models.checkpoints.load_asr`.
         device: where it runs.
@@ -51,6 +60,8 @@ class CifAsr:
 
     def __init__(self, checkpoint: AsrCheckpoint, device: torch.device | str = "cpu") -> None:
         self.checkpoint = checkpoint
+        self.guard: Guard | None = Guard(checkpoint.table)
+        self.voice = VoiceWitness()
         self.model, self.table, self.folder = checkpoint.model, checkpoint.table, checkpoint.folder
         self.device = torch.device(device)
 
@@ -135,6 +146,7 @@ class CifAsr:
                     report.failed.append((hypothesis.id, hypothesis.error))
                 yield hypothesis
 
+    @torch.no_grad()
     def _decode(
         self, group: Sequence[tuple[int, Cut]], dataset: AsrDataset, search: SearchConfig, report: DecodingReport
     ) -> dict[int, Hypothesis]:
@@ -147,11 +159,16 @@ class CifAsr:
         out: dict[int, Hypothesis] = {}
         cuts = dict(group)
         if batch.ids:
-            results, cif = self.model.recognise(_with_device(batch, self.device), search)
+            batch = _with_device(batch, self.device)
+            encoded, cif = self.model.find_units(batch.fbank)
+            results, written = self.model.decode(encoded, cif, *self.model.see(batch), search)
             report.audio_sec += batch.seconds
+            steps_B = hear_steps(self.model, encoded)
             for row, (key, result) in enumerate(zip(batch.ids, results, strict=True)):
-                cut = cuts[int(key)]
-                out[int(key)] = self._describe(cut, result.tokens, result.log_probs, result.score, cif, row)
+                energy_T = frame_energies(batch.fbank.x_BTF[row, : batch.fbank.lens_B[row]])
+                spans = token_spans(written, row, energy_T, by_steps=search.method in CTC_METHODS)
+                heard = self.hear(result, spans, int(cif.lens_B[row]), steps_B[row], energy_T)
+                out[int(key)] = self._describe(cuts[int(key)], result.score, heard, dataset.channel)
             report.decoding_sec += time.perf_counter() - loaded
         for key, reason in batch.skipped:
             cut, reason = cuts[int(key)], reason.replace(f"{key}: ", "", 1)
@@ -161,15 +178,35 @@ class CifAsr:
                 out[int(key)] = describe_cut(cut, "", error=reason)
         return out
 
-    def _describe(
-        self, cut: Cut, tokens: list[int], log_probs: list[float], score: float, cif: CifOut, row: int
-    ) -> Hypothesis:
-        starts, fires = cif.start_BU[row].tolist(), cif.fire_BU[row].tolist()
-        timed = []
-        for unit, (token, log_prob) in enumerate(zip(tokens, log_probs, strict=True)):
-            begin, end = (cut.start + min(sec_from_steps(value), cut.duration) for value in (starts[unit], fires[unit]))
-            timed.append(TimedToken(self.table.piece(token), round(begin, 3), round(end, 3), round(math.exp(log_prob), 4)))
-        return describe_cut(cut, self.table.decode(tokens), tokens=timed, score=round(score, 4))
+    def hear(
+        self, result: SearchResult, spans: list[tuple[float, float]], units: int, steps: float | None, energy_T: np.ndarray
+    ) -> Heard:
+        """An utterance as the guard wants it.
+
+        Args:
+            spans: seconds at which tokens begin and end, at least one for each (`unit_times.token_spans`). units: of CIF.
+            steps: that CTC takes for speech (`listening.hear_steps`). energy_T: from `unit_times.frame_energies`.
+        """
+        tokens = [
+            TimedToken(self.table.piece(token), *spans[place], math.exp(log_prob))
+            for place, (token, log_prob) in enumerate(zip(result.tokens, result.log_probs, strict=True))
+        ]
+        text = self.table.decode(result.tokens)
+        return Heard(text, tokens, units, steps, loudest(energy_T), energy_swing(energy_T))
+
+    def judge(self, heard: Heard, has_voice: Callable[[], bool | None]) -> dict[str, Any] | None:
+        """What `extra` holds of an utterance in which nobody speaks, whose text does not count; None: somebody does.
+
+        has_voice: asks `voice` for the samples, which is done in doubt only.
+        """
+        verdict = None if self.guard is None else self.guard.judge_sound(heard, has_voice)
+        return None if verdict is None else {"guard": verdict.record() | ({"cif_text": heard.text} if heard.text else {})}
+
+    def _describe(self, cut: Cut, score: float, heard: Heard, channel: str | int) -> Hypothesis:
+        refused = self.judge(heard, lambda: self.voice.hears_cut(cut, channel))
+        if refused is not None:
+            return describe_cut(cut, "", extra=refused)
+        return describe_cut(cut, heard.text, tokens=place_tokens(heard.tokens, cut.start, cut.duration), score=round(score, 4))
 
 
 def _with_device(batch: AsrBatch, device: torch.device) -> AsrBatch:

@@ -1,4 +1,4 @@
-"""A guard over transcripts of an LLM: silence gives no text, a transcript as long as what was said, no loops, no inventions.
+"""A guard over transcripts: silence gives no text; of an LLM, a transcript as long as what was said, no loops, no inventions.
 
 CIF counts how much was said and its decoder says roughly what. A transcript that cannot come from that is replaced by the
 CIF model's own; every decision is recorded with the numbers it rests on.
@@ -6,8 +6,9 @@ CIF model's own; every decision is recorded with the numbers it rests on.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +29,10 @@ class GuardConfig:
 
     quiet: no tenth of a second with a mean log mel energy above this is silence (16-bit samples; about -84 dB below full
     scale). heard_per_unit: fewer steps per unit that CTC takes for speech are no speech either; real speech has 1 to 3.
-    shortest, longest: tokens of the transcript (by the ASR model's table) per unit, `slack` tokens more or less being allowed
-    in any case. furthest: edit distance between the LLM's and the CIF model's text in normal form, as a share of the longer
-    one, beyond which the CIF model's is taken.
+    doubtful: with fewer than this voice activity is asked, where it can be; without it, a sound whose log energy swings by
+    less than `steady` is no speech. shortest, longest: tokens of the transcript (by the ASR model's table) per unit, `slack`
+    tokens more or less being allowed in any case. furthest: edit distance between the LLM's and the CIF model's text in normal
+    form, as a share of the longer one, beyond which the CIF model's is taken.
 
     Raises:
         ConfigError: a number out of its range.
@@ -38,6 +40,8 @@ class GuardConfig:
 
     quiet: float = 6.0
     heard_per_unit: float = 0.5
+    doubtful: float = 0.9
+    steady: float = 0.4
     shortest: float = 0.5
     longest: float = 1.6
     slack: int = 3
@@ -45,6 +49,10 @@ class GuardConfig:
 
     def __post_init__(self) -> None:
         require(self.heard_per_unit >= 0, f"guard.heard_per_unit {self.heard_per_unit} must not be negative")
+        require(
+            self.doubtful >= self.heard_per_unit,
+            f"guard.doubtful {self.doubtful} must not be below heard_per_unit {self.heard_per_unit}",
+        )
         require(0 <= self.shortest <= 1 <= self.longest, f"guard: shortest {self.shortest} <= 1 <= longest {self.longest}")
         require(self.slack >= 0, f"guard.slack {self.slack} must not be negative")
         require(0 < self.furthest <= 1, f"guard.furthest {self.furthest} must lie in (0, 1]")
@@ -88,17 +96,30 @@ class Guard:
         numbers: dict[str, float] = {"units": heard.units, "log_energy": heard.log_energy}
         if heard.heard is not None and heard.units:
             numbers["heard_per_unit"] = heard.heard / heard.units
+        if math.isfinite(heard.swing):
+            numbers["swing"] = heard.swing
         return numbers
 
-    def judge_sound(self, heard: Heard) -> Verdict | None:
-        """The verdict on an utterance in which nobody speaks: an empty text, before any LLM is asked. None: somebody does."""
-        numbers = self.measure_sound(heard)
+    def judge_sound(self, heard: Heard, has_voice: Callable[[], bool | None] | None = None) -> Verdict | None:
+        """The verdict on an utterance in which nobody speaks: an empty text, before any LLM is asked. None: somebody does.
+
+        has_voice: asks voice activity (`infer.voice`), which is done in doubt only; it has the last word where it has one.
+        """
+        config, numbers = self.config, self.measure_sound(heard)
         if not heard.units:
             return Verdict(EMPTY, "no unit", "", numbers)
-        if heard.log_energy <= self.config.quiet:
-            return Verdict(EMPTY, f"nothing louder than {self.config.quiet:g}", "", numbers)
-        if numbers.get("heard_per_unit", self.config.heard_per_unit) < self.config.heard_per_unit:
-            return Verdict(EMPTY, f"CTC hears less than {self.config.heard_per_unit:g} steps per unit", "", numbers)
+        if heard.log_energy <= config.quiet:
+            return Verdict(EMPTY, f"nothing louder than {config.quiet:g}", "", numbers)
+        share = numbers.get("heard_per_unit", -math.inf)  # a model without CTC is always in doubt
+        if share >= config.doubtful:
+            return None
+        voice = None if has_voice is None else has_voice()
+        if voice is not None:
+            return None if voice else Verdict(EMPTY, "voice activity hears nobody", "", numbers)
+        if math.isfinite(share) and share < config.heard_per_unit:
+            return Verdict(EMPTY, f"CTC hears less than {config.heard_per_unit:g} steps per unit", "", numbers)
+        if math.isfinite(share) and heard.swing < config.steady:
+            return Verdict(EMPTY, f"a steady sound, and CTC hears less than {config.doubtful:g} steps per unit", "", numbers)
         return None
 
     def judge(self, heard: Heard, text: str) -> Verdict:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from xllm_speech.infer.unit_times import speech_span, unit_edges
+from xllm_speech.infer.unit_times import energy_swing, frame_energies, token_spans
 from xllm_speech.models.asr import BLANK_ID, CifAsrModel, SearchConfig
 from xllm_speech.nn.masks import valid_mask
 from xllm_speech.records import CifOut, EncoderOut, FbankBatch, TimedToken
@@ -26,6 +27,7 @@ class Heard:
     text: its hypothesis. tokens: one per unit, seconds from the start of the utterance (`infer.unit_times`). units: CIF's
     count. heard: how many encoder steps CTC takes for speech (sum of what blank leaves), None where the model trained without
     CTC. log_energy: of the loudest tenth of a second, mean over mel bins of 16-bit samples (a noise of one digit: 4.5).
+    swing: from its quiet frames to its loud ones, in log energy (a steady noise: 0.3, speech in much noise: 0.6 and more).
     """
 
     text: str
@@ -33,6 +35,7 @@ class Heard:
     units: int
     heard: float | None
     log_energy: float
+    swing: float = math.inf
 
 
 class Listener:
@@ -56,29 +59,30 @@ class Listener:
     def interpret(self, fbank: FbankBatch, encoded: EncoderOut, cif: CifOut) -> list[Heard]:
         """What was heard, from what the encoder and CIF made of a batch."""
         results, _ = self.asr.decode(encoded, cif, None, None, self.search)
-        heard_B: list[float] | None = None
-        if self.asr.ctc_weight > 0:
-            blank_BS = self.asr.ctc_head(encoded.x_BSD).float().softmax(-1)[..., BLANK_ID]
-            inside_BS = valid_mask(encoded.lens_B, blank_BS.shape[1])
-            heard_B = (1 - blank_BS).masked_fill(~inside_BS, 0.0).sum(1).tolist()
-        energies = loudest(fbank)
+        heard_B = hear_steps(self.asr, encoded)
         units, found = cif.lens_B.tolist(), []
         for row, result in enumerate(results):
-            edges = unit_edges(cif.alpha_BS[row], units[row], *speech_span(fbank.x_BTF[row, : fbank.lens_B[row]]))
+            energy_T = frame_energies(fbank.x_BTF[row, : fbank.lens_B[row]])
+            spans = token_spans(cif, row, energy_T)
             tokens = [
-                TimedToken(self.table.piece(token), edges[unit], edges[unit + 1], math.exp(log_prob))
+                TimedToken(self.table.piece(token), *spans[unit], math.exp(log_prob))
                 for unit, (token, log_prob) in enumerate(zip(result.tokens, result.log_probs, strict=True))
             ]
             text = self.table.decode(result.tokens)
-            found.append(Heard(text, tokens, units[row], None if heard_B is None else heard_B[row], energies[row]))
+            found.append(Heard(text, tokens, units[row], heard_B[row], loudest(energy_T), energy_swing(energy_T)))
         return found
 
 
-def loudest(fbank: FbankBatch) -> list[float]:
-    """Mean log mel energy of the loudest tenth of a second of each utterance."""
-    energy_BT = fbank.x_BTF.float().mean(2)
-    found = []
-    for energy_T, length in zip(energy_BT, fbank.lens_B.tolist(), strict=True):
-        width = min(LOUD_FRAMES, length)
-        found.append(float(energy_T[:length].unfold(0, width, 1).mean(1).max()) if width else -math.inf)
-    return found
+def hear_steps(asr: CifAsrModel, encoded: EncoderOut) -> list[float | None]:
+    """How many encoder steps of each utterance CTC takes for speech; None: the model trained without CTC."""
+    if asr.ctc_weight <= 0:
+        return [None] * len(encoded.lens_B)
+    blank_BS = asr.ctc_head(encoded.x_BSD).float().softmax(-1)[..., BLANK_ID]
+    inside_BS = valid_mask(encoded.lens_B, blank_BS.shape[1])
+    return list((1 - blank_BS).masked_fill(~inside_BS, 0.0).sum(1).tolist())
+
+
+def loudest(energy_T: np.ndarray) -> float:
+    """Mean log mel energy of the loudest tenth of a second; minus infinity of nothing."""
+    width = min(LOUD_FRAMES, len(energy_T))
+    return float(np.convolve(energy_T, np.full(width, 1 / width), "valid").max()) if width else -math.inf

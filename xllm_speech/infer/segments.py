@@ -74,6 +74,7 @@ class CifSegments:
         """See `SegmentRecogniser`."""
         return {
             "model_sha256": self.model.weights_sha256, "search": describe_search(self.search), **_describe_image(self.image),
+            "guard": None if self.model.guard is None else asdict(self.model.guard.config),
         }
 
     def stream(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -21,12 +21,15 @@ from xllm_speech.base.config import require
 from xllm_speech.base.errors import DataError, MissingDependency
 from xllm_speech.base.units import SAMPLE_RATE_HZ, STEP_SEC, sec_from_steps
 from xllm_speech.cif.streaming import FiredUnits, StreamingCif
+from xllm_speech.decoders.search import SearchResult
 from xllm_speech.encoders.streaming import StreamingEncoder
 from xllm_speech.features.audio import load_file, load_samples
 from xllm_speech.features.images import load_pixels
 from xllm_speech.features.streaming import REACH, SHIFT, StreamingFbank
 from xllm_speech.features.vad import WINDOW, WINDOW_SEC, SpeechDetector, load_vad
-from xllm_speech.infer.asr import CifAsr
+from xllm_speech.infer.asr import CTC_METHODS, CifAsr
+from xllm_speech.infer.listening import hear_steps
+from xllm_speech.infer.unit_times import frame_energies, place_tokens, token_spans
 from xllm_speech.models.asr import BLANK_ID, SearchConfig
 from xllm_speech.nn.transformer import ProjectedMemory
 from xllm_speech.records import AsrBatch, CifOut, EncoderOut, FbankBatch, Hypothesis, Memory, PixelBatch, TimedToken
@@ -81,6 +84,10 @@ class _Utterance:
         self.fired: list[FiredUnits] = []
         self.steps: list[torch.Tensor] = []
         self.ended = False  # by <sos/eos>
+        # For the guard and the times of the final text.
+        self.sound: list[torch.Tensor] = []
+        self.energies: list[np.ndarray] = []
+        self.heard_steps: float | None = 0.0 if network.ctc_weight > 0 else None
 
 
 class StreamingRecogniser:
@@ -159,10 +166,12 @@ class StreamingRecogniser:
     def _take(self, samples_N: torch.Tensor) -> None:
         utterance = self.utterance
         utterance.samples += len(samples_N)
+        utterance.sound.append(samples_N)
         self.position += len(samples_N)
         self._read(self._encode(utterance.fbank.push(samples_N)))
 
     def _encode(self, x_TF: torch.Tensor) -> torch.Tensor:
+        self.utterance.energies.append(frame_energies(x_TF))
         return self.utterance.encoder.push(self.model.model.cmvn(x_TF.to(self.model.device)))
 
     def _read(self, x_SD: torch.Tensor) -> None:
@@ -170,6 +179,9 @@ class StreamingRecogniser:
             return
         if self.keeps_steps:
             self.utterance.steps.append(x_SD)
+        if self.utterance.heard_steps is not None:
+            (steps,) = hear_steps(self.model.model, EncoderOut(x_SD[None], torch.tensor([len(x_SD)], device=x_SD.device)))
+            self.utterance.heard_steps += steps or 0.0
         self._write(self.utterance.cif.push(x_SD))
 
     def _write(self, fired: FiredUnits) -> None:
@@ -202,45 +214,49 @@ class StreamingRecogniser:
         self._read(self._encode(utterance.fbank.finish()))
         self._read(utterance.encoder.finish())
         self._write(utterance.cif.finish())
-        hypothesis = self._describe() if not self.keeps_steps else self._search()
-        update = StreamUpdate(hypothesis, True, self.heard / SAMPLE_RATE_HZ)
+        update = StreamUpdate(self._conclude(), True, self.heard / SAMPLE_RATE_HZ)
         self.number += 1
         self.utterance = _Utterance(self.model, self.position, self.visual)
         return update
 
-    def _search(self) -> Hypothesis:
-        """The final text by another search than the greedy one."""
-        utterance, device = self.utterance, self.model.device
-        if not utterance.steps:
-            return self._describe()
-        x_BSD = torch.cat(utterance.steps)[None]
+    def _conclude(self) -> Hypothesis:
+        """The final hypothesis, as `CifAsr.transcribe` gives it."""
+        utterance = self.utterance
         columns = [torch.cat([fired[column] for fired in utterance.fired])[None] for column in range(4)]
         units_BUD, start_BU, fire_BU, alpha_BS = columns
-        lens_B = torch.tensor([units_BUD.shape[1]], device=device)
-        cif = CifOut(units_BUD, lens_B, alpha_BS.double().sum(1), start_BU, fire_BU, alpha_BS)
-        encoded = EncoderOut(x_BSD, torch.tensor([x_BSD.shape[1]], device=device))
-        (result,), cif = self.model.model.decode(encoded, cif, self.visual, None, self.search)
-        return self._hypothesis(
-            result.tokens, result.log_probs, cif.start_BU[0].tolist(), cif.fire_BU[0].tolist(), result.score
-        )
+        lens_B = torch.tensor([units_BUD.shape[1]], device=self.model.device)
+        cif = written = CifOut(units_BUD, lens_B, alpha_BS.double().sum(1), start_BU, fire_BU, alpha_BS)
+        result = SearchResult(utterance.tokens, utterance.log_probs, sum(utterance.log_probs))
+        if utterance.steps:
+            x_BSD = torch.cat(utterance.steps)[None]
+            encoded = EncoderOut(x_BSD, torch.tensor([x_BSD.shape[1]], device=self.model.device))
+            (result,), written = self.model.model.decode(encoded, cif, self.visual, None, self.search)
+        energy_T = np.concatenate(utterance.energies)
+        spans = token_spans(written, 0, energy_T, by_steps=self.search.method in CTC_METHODS)
+        heard = self.model.hear(result, spans, int(lens_B[0]), utterance.heard_steps, energy_T)
+        refused = self.model.judge(heard, lambda: self.model.voice.hears(torch.cat(utterance.sound)))
+        if refused is not None:
+            return self._hypothesis("", [], None, refused)
+        return self._hypothesis(heard.text, heard.tokens, result.score, {})
 
     def _describe(self) -> Hypothesis:
+        """The hypothesis so far; its tokens begin and end where units fired, as nothing is known of what will follow."""
         utterance = self.utterance
         starts = [value for fired in utterance.fired for value in fired.start_U.tolist()]
         fires = [value for fired in utterance.fired for value in fired.fire_U.tolist()]
-        return self._hypothesis(utterance.tokens, utterance.log_probs, starts, fires, sum(utterance.log_probs))
+        tokens = [
+            TimedToken(self.model.table.piece(token), sec_from_steps(begin), sec_from_steps(end), math.exp(log_prob))
+            for token, log_prob, begin, end in zip(utterance.tokens, utterance.log_probs, starts, fires, strict=False)
+        ]
+        return self._hypothesis(self.model.table.decode(utterance.tokens), tokens, sum(utterance.log_probs), {})
 
     def _hypothesis(
-        self, tokens: list[int], log_probs: list[float], starts: list[float], fires: list[float], score: float
+        self, text: str, tokens: list[TimedToken], score: float | None, extra: dict[str, Any]
     ) -> Hypothesis:
         start_sec, duration_sec = self.utterance.start_samples / SAMPLE_RATE_HZ, self.utterance.samples / SAMPLE_RATE_HZ
-        timed = []
-        for token, log_prob, begin, end in zip(tokens, log_probs, starts, fires, strict=False):
-            begin, end = (round(start_sec + min(sec_from_steps(value), duration_sec), 3) for value in (begin, end))
-            timed.append(TimedToken(self.model.table.piece(token), begin, end, round(math.exp(log_prob), 4)))
         return Hypothesis(
-            f"{self.name}-{self.number:05d}", self.model.table.decode(tokens), timed, round(score, 4), self.name,
-            round(start_sec, 3), round(duration_sec, 3),
+            f"{self.name}-{self.number:05d}", text, place_tokens(tokens, start_sec, duration_sec),
+            None if score is None else round(score, 4), self.name, round(start_sec, 3), round(duration_sec, 3), extra=extra,
         )
 
     def _see(self, image: str | Path) -> Memory | None:

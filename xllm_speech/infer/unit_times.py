@@ -7,29 +7,74 @@ weight in between is cut into the units anew. Where pauses have no weight this c
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
-from xllm_speech.base.units import FRAME_SHIFT_MS, STEP_SEC
+from xllm_speech.base.units import FRAME_SHIFT_MS, STEP_SEC, sec_from_steps
+from xllm_speech.records import CifOut, TimedToken
 
 SMOOTHED_FRAMES = 3
-LOUD_SHARE = 0.3  # of the way from the quiet frames (5th percentile of log energy) to the loud ones (95th)
+QUIET_AND_LOUD = (5, 95)  # percentiles of log energy
+LOUD_SHARE = 0.3  # of the way from the quiet frames to the loud ones
 LEAST_RANGE = 2.0  # in log energy; with less there is nothing to tell speech from
 
 
-def speech_span(feats_TF: torch.Tensor) -> tuple[float, float]:
-    """Seconds at which the speech of an utterance begins and ends, from its log mel energies [T, F]; all of it in doubt."""
-    energy_T = feats_TF.float().mean(1).cpu().numpy()
-    whole = 0.0, len(energy_T) * FRAME_SHIFT_MS / 1000
-    if len(energy_T) <= SMOOTHED_FRAMES:
-        return whole
-    smooth_T = np.convolve(energy_T, np.full(SMOOTHED_FRAMES, 1 / SMOOTHED_FRAMES), "same")
-    smooth_T[[0, -1]] = smooth_T[[1, -2]]  # the sums at the ends are of two frames
-    quiet, loud = np.percentile(smooth_T, [5, 95])
-    if loud - quiet < LEAST_RANGE:
-        return whole
+def frame_energies(feats_TF: torch.Tensor) -> np.ndarray:
+    """Mean log mel energy of each frame [T], from the features [T, F] as they are before CMVN."""
+    return feats_TF.float().mean(1).cpu().numpy()
+
+
+def speech_span(energy_T: np.ndarray) -> tuple[float, float]:
+    """Seconds at which the speech of an utterance begins and ends, from its `frame_energies`; all of it in doubt."""
+    if len(energy_T) <= SMOOTHED_FRAMES or energy_swing(energy_T) < LEAST_RANGE:
+        return 0.0, len(energy_T) * FRAME_SHIFT_MS / 1000
+    smooth_T = _smooth(energy_T)
+    quiet, loud = np.percentile(smooth_T, QUIET_AND_LOUD)
     places = np.flatnonzero(smooth_T > quiet + LOUD_SHARE * (loud - quiet))
     return float(places[0]) * FRAME_SHIFT_MS / 1000, float(places[-1] + 1) * FRAME_SHIFT_MS / 1000
+
+
+def energy_swing(energy_T: np.ndarray) -> float:
+    """From the quiet frames of an utterance to the loud ones, in log energy."""
+    if len(energy_T) <= SMOOTHED_FRAMES:
+        return 0.0
+    quiet, loud = np.percentile(_smooth(energy_T), QUIET_AND_LOUD)
+    return float(loud - quiet)
+
+
+def _smooth(energy_T: np.ndarray) -> np.ndarray:
+    smooth_T = np.convolve(energy_T, np.full(SMOOTHED_FRAMES, 1 / SMOOTHED_FRAMES), "same")
+    smooth_T[[0, -1]] = smooth_T[[1, -2]]  # the sums at the ends are of two frames
+    return smooth_T
+
+
+def token_spans(cif: CifOut, row: int, energy_T: np.ndarray, by_steps: bool = False) -> list[tuple[float, float]]:
+    """Seconds from the start of an utterance at which its tokens begin and end, one span for each unit.
+
+    Args:
+        cif: its units stand in `row`. energy_T: its `frame_energies`. by_steps: the units are encoder steps, as in a text of
+            the CTC head, and keep their times.
+    """
+    units = int(cif.lens_B[row])
+    if by_steps:
+        times = (cif.start_BU[row, :units].tolist(), cif.fire_BU[row, :units].tolist())
+        return [(sec_from_steps(begin), sec_from_steps(end)) for begin, end in zip(*times, strict=True)]
+    return list(itertools.pairwise(unit_edges(cif.alpha_BS[row], units, *speech_span(energy_T))))
+
+
+def place_tokens(tokens: Sequence[TimedToken], start_sec: float, duration_sec: float) -> list[TimedToken]:
+    """Tokens of an utterance with times from the start of the recording, none behind its end; rounded to be written."""
+    return [
+        TimedToken(
+            token.text, round(start_sec + min(token.start_sec, duration_sec), 3),
+            round(start_sec + min(token.end_sec, duration_sec), 3),
+            None if token.confidence is None else round(token.confidence, 4),
+        )
+        for token in tokens
+    ]
 
 
 def unit_edges(alpha_S: torch.Tensor, units: int, begin_sec: float, end_sec: float) -> list[float]:

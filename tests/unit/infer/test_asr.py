@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -9,9 +10,13 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import torch
 from lhotse import CutSet
 
 from xllm_speech import CifAsr
+from xllm_speech.base.errors import MissingDependency
+from xllm_speech.bin import main
+from xllm_speech.infer import voice
 from xllm_speech.infer.asr import DecodingReport
 from xllm_speech.models.asr import SearchConfig
 
@@ -48,7 +53,8 @@ def test_real_recordings_give_text_with_times_inside_the_audio(model_dir, record
         starts = [token.start_sec for token in hypothesis.tokens]
         assert hypothesis.text
         assert "".join(token.text for token in hypothesis.tokens) == hypothesis.text
-        assert starts == [0.0, *ends[:-1]]
+        assert starts[0] >= 0
+        assert starts[1:] == ends[:-1]
         assert ends == sorted(ends)
         assert ends[-1] <= hypothesis.duration_sec + 1e-3
 
@@ -73,6 +79,70 @@ def test_a_cut_with_an_offset_has_times_of_its_recording(model_dir, tmp_path):
     assert hypothesis.start_sec == 2.0
     assert hypothesis.tokens[0].start_sec == 2.0
     assert 3.0 < hypothesis.tokens[-1].end_sec <= 4.0
+
+
+def test_tokens_lie_where_it_is_loud_and_those_of_ctc_at_their_steps(model_dir, tmp_path):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(32000)
+    soundfile.write(tmp_path / "a.wav", np.concatenate([np.zeros(12800), noise, np.zeros(6400)]), 16000)
+    model = CifAsr.from_pretrained(model_dir)
+    for method in ("greedy", "beam", "fast"):
+        (hypothesis,) = model.transcribe(tmp_path / "a.wav", SearchConfig(method))
+        assert hypothesis.tokens[0].start_sec == pytest.approx(0.8, abs=0.03)
+        assert hypothesis.tokens[-1].end_sec == pytest.approx(2.8, abs=0.03)
+    (hypothesis,) = model.transcribe(tmp_path / "a.wav", SearchConfig("ctc"))
+    assert hypothesis.tokens
+    for token in hypothesis.tokens:
+        assert token.start_sec / 0.08 == pytest.approx(round(token.start_sec / 0.08))
+        assert token.end_sec - token.start_sec == pytest.approx(0.08)
+
+
+@pytest.fixture
+def doubting(model_dir):
+    """A model whose CTC head takes next to nothing for speech."""
+    model = CifAsr.from_pretrained(model_dir)
+    with torch.no_grad():
+        model.model.ctc_head.bias[0] += 30
+    return model
+
+
+def test_silence_has_no_text(model_dir, tmp_path, capsys):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(64000), 16000)
+    soundfile.write(tmp_path / "digit.wav", np.random.default_rng(0).integers(-1, 2, 64000).astype(np.int16), 16000)
+    paths = [tmp_path / "silence.wav", make_noise(tmp_path / "noise.wav", 4.0), tmp_path / "digit.wav"]
+    model = CifAsr.from_pretrained(model_dir)
+    for method in ("greedy", "ctc"):
+        silence, noise, digit = model.transcribe(paths, SearchConfig(method))
+        told = silence.extra["guard"]["cif_text"]
+        assert noise.text
+        assert noise.extra == {}
+        for hypothesis in (silence, digit):
+            assert (hypothesis.text, hypothesis.tokens, hypothesis.error) == ("", [], None)
+            guard = hypothesis.extra["guard"]
+            assert (guard["decision"], guard["reason"]) == ("empty", "nothing louder than 6")
+            assert guard["cif_text"]
+    model.guard = None
+    assert model.transcribe(paths[0], SearchConfig("ctc"))[0].text == told
+    command = ["transcribe", "--model", str(model_dir), str(paths[0]), "--search", "ctc"]
+    assert [main.main([*command, *more]) for more in ([], ["--no-guard"])] == [0, 0]
+    assert capsys.readouterr().out == f"silence\nsilence {told}\n"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("silero_vad") is None, reason="the optional package silero-vad is not installed")
+def test_voice_activity_has_the_last_word_in_doubt(doubting, tmp_path, recordings):
+    heard = doubting.transcribe([make_noise(tmp_path / "noise.wav", 4.0), recordings[0]])
+    assert [bool(hypothesis.text) for hypothesis in heard] == [False, True]
+    assert heard[0].extra["guard"]["reason"] == "voice activity hears nobody"
+    assert heard[0].extra["guard"]["heard_per_unit"] < 0.1
+
+
+def test_without_voice_activity_ctc_decides(doubting, tmp_path, recordings, monkeypatch):
+    def refuse():
+        raise MissingDependency("silero-vad")
+
+    monkeypatch.setattr(voice, "load_vad", refuse)
+    for path in (make_noise(tmp_path / "noise.wav", 4.0), recordings[0]):
+        (hypothesis,) = doubting.transcribe(path)
+        assert hypothesis.extra["guard"]["reason"] == "CTC hears less than 0.5 steps per unit"
 
 
 def test_broken_files_cost_only_themselves(model_dir, tmp_path):

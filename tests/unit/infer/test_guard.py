@@ -18,10 +18,10 @@ def guard():
     return Guard(TokenTable.train(["左上是什么颜色的形状一二三四五六七八九十百千万", "hello"], "char"))
 
 
-def heard(text=SAID, units=None, steps=None, log_energy=15.0):
+def heard(text=SAID, units=None, steps=None, log_energy=15.0, swing=8.0):
     units = len(text) if units is None else units
     tokens = [TimedToken(letter, number, number + 1, 0.9) for number, letter in enumerate(text)]
-    return Heard(text, tokens, units, 1.8 * units if steps is None else steps, log_energy)
+    return Heard(text, tokens, units, 1.8 * units if steps is None else steps, log_energy, swing)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,35 @@ def test_silence_gives_no_text(guard, sound, reason):
     assert record["decision"] == "empty"
     assert "llm_text" not in record
     assert record["units"] == sound.units
+
+
+def never_asked():
+    raise AssertionError("voice activity was asked without doubt")
+
+
+@pytest.mark.parametrize(
+    ("sound", "voice", "reason"),
+    [
+        (heard(units=10, steps=8.9), False, "voice activity hears nobody"),
+        (heard(units=10, steps=8.9), True, None),
+        (heard(units=10, steps=8.9), None, None),
+        (heard(units=10, steps=2.0), True, None),  # a voice that the model does not know
+        (heard(units=10, steps=2.0), None, "CTC hears less than 0.5 steps per unit"),
+        (heard(units=10, steps=8.9, swing=0.3), None, "a steady sound, and CTC hears less than 0.9"),
+        (heard(units=10, steps=8.9, swing=0.3), True, None),
+        (heard(units=10, steps=8.9, swing=0.5), None, None),
+        (Heard(SAID, [], 8, None, 15.0, 0.3), False, "voice activity hears nobody"),  # without CTC
+        (Heard(SAID, [], 8, None, 15.0, 0.3), None, None),
+    ],
+)
+def test_in_doubt_voice_activity_is_asked(guard, sound, voice, reason):
+    verdict = guard.judge_sound(sound, lambda: voice)
+    assert (None if verdict is None else verdict.reason[: len(reason or "")]) == reason
+
+
+def test_without_doubt_nobody_is_asked(guard):
+    assert guard.judge_sound(heard(units=10, steps=9.1, swing=0.1), never_asked) is None
+    assert guard.judge_sound(heard(log_energy=4.0), never_asked).reason == "nothing louder than 6"
 
 
 @pytest.mark.parametrize("sound", [heard(), heard(log_energy=6.1), heard(steps=4.1), Heard(SAID, [], 8, None, 15.0)])
@@ -87,7 +116,8 @@ def test_what_is_written_otherwise_is_no_distance(guard):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heard_per_unit": -1}, "heard_per_unit -1"), ({"longest": 0.5}, "longest 0.5"), ({"slack": -1}, "slack -1"),
+        ({"heard_per_unit": -1}, "heard_per_unit -1"), ({"doubtful": 0.4}, "must not be below heard_per_unit 0.5"),
+        ({"longest": 0.5}, "longest 0.5"), ({"slack": -1}, "slack -1"),
         ({"furthest": 0}, "furthest 0"),
     ],
 )

@@ -96,6 +96,23 @@ def test_the_final_text_is_that_of_the_file(model, tmp_path, seconds, size):
         assert after.hypothesis.text.startswith(before.hypothesis.text)
 
 
+@pytest.mark.parametrize("kind", ["silence", "noise", "speech"])
+def test_where_nobody_speaks_a_stream_ends_without_text_as_the_file_does(chunked_dir, tmp_path, shared_data, kind):
+    model = CifAsr.from_pretrained(chunked_dir)
+    with torch.no_grad():
+        model.model.ctc_head.bias[0] += 30  # CTC hears nothing, so that voice activity decides
+    path = next((shared_data / "aishell1_sample_S0150" / "wav" / "S0150").glob("*.wav"))
+    if kind != "speech":
+        path = tmp_path / "a.wav"
+        soundfile.write(path, make_sound(3.0) * (kind == "noise"), 16000, subtype="FLOAT")
+    (whole,) = model.transcribe(path)
+    updates = list(stream_recordings(StreamingRecogniser(model), read_recording(path)))
+    final = updates[-1].hypothesis
+    assert len(updates) > 1
+    assert (final.text, final.extra.get("guard", {}).get("reason")) == (whole.text, whole.extra.get("guard", {}).get("reason"))
+    assert bool(final.text) == (kind == "speech")
+
+
 @pytest.mark.parametrize("method", ["beam", "ctc"])
 def test_other_searches_end_in_the_text_of_the_file_too(model, tmp_path, method):
     path = tmp_path / "a.wav"

@@ -8,7 +8,8 @@ import torch
 
 from xllm_speech.base.units import STEP_SEC
 from xllm_speech.cif import integrate_and_fire
-from xllm_speech.infer.unit_times import speech_span, unit_edges
+from xllm_speech.infer.unit_times import energy_swing, frame_energies, place_tokens, speech_span, token_spans, unit_edges
+from xllm_speech.records import TimedToken
 
 
 def test_weight_that_lies_in_the_speech_fires_as_cif_does():
@@ -49,9 +50,30 @@ def test_speech_is_where_it_is_loud():
     rng = np.random.default_rng(0)
     energy_T = np.concatenate([rng.normal(4, 0.3, 30), rng.normal(14, 1.0, 100), rng.normal(4, 0.3, 50)])
     feats_TF = torch.from_numpy(energy_T)[:, None].expand(-1, 8)
-    begin_sec, end_sec = speech_span(feats_TF)
+    begin_sec, end_sec = speech_span(frame_energies(feats_TF))
     assert begin_sec == pytest.approx(0.3, abs=0.03)
     assert end_sec == pytest.approx(1.3, abs=0.03)
     even_TF = torch.full((50, 8), 12.0) + 0.1 * torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    assert speech_span(even_TF) == (0.0, 0.5)
-    assert speech_span(feats_TF[:2]) == (0.0, 0.02)
+    assert speech_span(frame_energies(even_TF)) == (0.0, 0.5)
+    assert speech_span(frame_energies(feats_TF[:2])) == (0.0, 0.02)
+
+
+def test_noise_swings_little_and_speech_much():
+    generator = torch.Generator().manual_seed(0)
+    steady_TF = 12.0 + torch.randn(300, 80, generator=generator)
+    assert 0.05 < energy_swing(frame_energies(steady_TF)) < 0.4
+    steady_TF[100:200] += 5
+    assert energy_swing(frame_energies(steady_TF)) == pytest.approx(5, abs=0.4)
+    assert energy_swing(np.zeros(2)) == 0.0
+
+
+def test_spans_are_edges_or_steps_and_tokens_are_placed_in_the_recording():
+    cif = integrate_and_fire(torch.zeros(1, 10, 2), torch.full((1, 10), 0.4), torch.tensor([10]))
+    energy_T = np.concatenate([np.zeros(24), np.full(40, 9.0), np.zeros(16)])
+    spans = token_spans(cif, 0, energy_T)
+    assert [begin for begin, _ in spans] == pytest.approx([0.24, 0.34, 0.44, 0.54], abs=0.02)
+    assert [end for _, end in spans] == pytest.approx([0.34, 0.44, 0.54, 0.64], abs=0.02)
+    by_steps = token_spans(cif, 0, energy_T, by_steps=True)
+    assert [end for _, end in by_steps] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    placed = place_tokens([TimedToken("a", 0.1, 0.20004, 0.123456), TimedToken("b", 0.2, 0.9)], 3.0, 0.5)
+    assert placed == [TimedToken("a", 3.1, 3.2, 0.1235), TimedToken("b", 3.2, 3.5)]
