@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from xllm_speech.base.errors import ConfigError
 from xllm_speech.bin import main as entry
 from xllm_speech.features.audio import load_file
 from xllm_speech.infer import transcribing
-from xllm_speech.infer.asr import CifAsr, DecodingReport
+from xllm_speech.infer.asr import CifAsr
 from xllm_speech.infer.generation import AnswerOptions
 from xllm_speech.infer.guard import GuardConfig
 from xllm_speech.infer.transcribing import TranscribingReport
@@ -91,39 +89,6 @@ def test_what_the_cif_model_heard_is_what_is_drafted(model, files, heard, monkey
     monkeypatch.setattr(transcribing, "Drafter", Recorder)
     model.transcribe(files, max_new_tokens=4, guard=False, batch_sec=10.0)
     assert sorted(drafted) == sorted(texts(heard))
-
-
-@pytest.mark.parametrize(("beams", "draft"), [(1, "cif"), (1, "none"), (2, "cif")])
-def test_a_batch_of_sixteen_equals_one_by_one(model, files, beams, draft):
-    transcribe = functools.partial(model.transcribe, max_new_tokens=10, num_beams=beams, draft=draft, guard=OPEN)
-    together, apart = transcribe(files, batch_sec=1000.0), [transcribe(cut)[0] for cut in files]
-    assert texts(together) == texts(apart)
-    assert [h.id for h in together] == [cut.id for cut in files]
-    for one, other in zip(together, apart, strict=True):
-        assert [replace(token, confidence=None) for token in one.tokens] == [
-            replace(token, confidence=None) for token in other.tokens
-        ]
-        assert one.extra["guard"]["decision"] == other.extra["guard"]["decision"]
-    assert (together[0].score is None) == (beams > 1)
-
-
-def test_a_batch_too_big_for_the_memory_is_halved_and_lost_to_nobody(model, files, monkeypatch):
-    expected = model.transcribe(files, max_new_tokens=8, guard=False)
-    seen = []
-    splice = model.checkpoint.model.splice
-
-    def small(batch, **options):
-        seen.append(len(batch.conversations))
-        if len(batch.conversations) > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-        return splice(batch, **options)
-
-    monkeypatch.setattr(model.checkpoint.model, "splice", small)
-    report = DecodingReport()
-    found = list(model.stream(files, AnswerOptions(8), guard=False, report=report, batch_sec=1000.0))
-    assert texts(found) == texts(expected)
-    assert max(seen) == 16
-    assert not report.failed
 
 
 def test_times_lie_in_the_recording(model, media, files):
