@@ -11,12 +11,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Recognise a microphone, raw samples from standard input (16 bits, little endian, 16 kHz, mono) or a file, as they "
         "come. The model must have been trained with model.encoder.chunk_steps above 0. On a terminal the text grows in its "
-        "line; elsewhere each final text is a line, and --partial writes the growing ones too."
+        "line; elsewhere each final text is a line, and --partial writes the growing ones too. Ctrl-C ends the stream, "
+        "and what was said until then is still written."
     )
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model directory, or the output of `train`")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("audio", nargs="?", metavar="AUDIO", help="an audio file; `-` reads raw samples from standard input")
-    source.add_argument("--microphone", nargs="?", const="", metavar="NAME", help="a microphone, by default the system's own")
+    source.add_argument("--microphone", nargs="?", const="", metavar="NAME",
+                        help="a microphone by a part of its name or its number, by default the system's own")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture that the speech is about")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     parser.add_argument("--partial", action="store_true", help="write partial results too, as lines of their own")
@@ -42,14 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     from xllm_speech.infer.asr import CifAsr
     from xllm_speech.infer.stream_output import StreamPrinter
-    from xllm_speech.infer.streaming import (
-        EndpointConfig,
-        StreamingRecogniser,
-        read_microphone,
-        read_pcm,
-        read_recording,
-        stream_recordings,
-    )
+    from xllm_speech.infer.stream_sources import read_microphone, read_pcm, read_recording, until_interrupted
+    from xllm_speech.infer.streaming import EndpointConfig, StreamingRecogniser, stream_recordings
     from xllm_speech.models.search import make_search
     from xllm_speech.nn.device import choose_device, limit_threads
 
@@ -69,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         name, blocks = Path(args.audio).stem, read_recording(args.audio)
     endpoint = EndpointConfig(args.silence_sec, args.longest_sec)
     recogniser = StreamingRecogniser(model, search, args.image, endpoint, name)
-    with StreamPrinter(sys.stdout, args.format, args.partial) as printer:
-        for update in stream_recordings(recogniser, blocks):
+    with until_interrupted() as interrupted, StreamPrinter(sys.stdout, args.format, args.partial) as printer:
+        for update in stream_recordings(recogniser, blocks, interrupted):
             printer.show(update)
     return 0

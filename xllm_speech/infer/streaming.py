@@ -8,22 +8,20 @@ after its end was heard. Voice activity (`EndpointConfig`) cuts the utterances o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
-from lhotse.utils import fastcopy
 
 from xllm_speech.base.config import require
-from xllm_speech.base.errors import DataError, MissingDependency
+from xllm_speech.base.errors import DataError
 from xllm_speech.base.units import SAMPLE_RATE_HZ, STEP_SEC, sec_from_steps
 from xllm_speech.cif.streaming import FiredUnits, StreamingCif
 from xllm_speech.decoders.search import SearchResult
 from xllm_speech.encoders.streaming import StreamingEncoder
-from xllm_speech.features.audio import load_file, load_samples
 from xllm_speech.features.images import load_pixels
 from xllm_speech.features.streaming import REACH, SHIFT, StreamingFbank
 from xllm_speech.features.vad import WINDOW, WINDOW_SEC, SpeechDetector, load_vad
@@ -34,8 +32,6 @@ from xllm_speech.models.asr import BLANK_ID, SearchConfig
 from xllm_speech.nn.transformer import ProjectedMemory
 from xllm_speech.records import AsrBatch, CifOut, EncoderOut, FbankBatch, Hypothesis, Memory, PixelBatch, TimedToken
 
-BLOCK_SEC = 0.1  # taken from a source at once
-INT16 = 32768.0
 SPEECH, NO_SPEECH = 0.5, 0.35  # probabilities of the voice activity
 BEGIN_WINDOWS = 3  # of speech in a row, 32 ms each, begin an utterance
 LEAD_WINDOWS, TRAIL_WINDOWS = 6, 6  # recognised before speech was noticed, and behind its end
@@ -313,65 +309,23 @@ class _Gate:
         return spoken_N
 
 
-def stream_recordings(recogniser: StreamingRecogniser, blocks: Iterable[np.ndarray]) -> Iterator[StreamUpdate]:
-    """All updates of a source of samples, the last one final."""
-    for samples_N in blocks:
-        yield from recogniser.push(samples_N)
-    yield recogniser.finish()
-
-
-def read_pcm(stream: IO[bytes]) -> Iterator[np.ndarray]:
-    """Blocks of raw 16-bit little-endian mono samples at 16 kHz, as they arrive; a last odd byte is refused.
+def stream_recordings(
+    recogniser: StreamingRecogniser, blocks: Iterable[np.ndarray], interrupted: Callable[[], bool] = lambda: False
+) -> Iterator[StreamUpdate]:
+    """All updates of a source of samples, the last one final, also where the source breaks off or somebody interrupts.
 
     Raises:
-        DataError: no samples at all, half a sample at the end, or a WAV header where raw samples should be.
+        DataError: of the source, once what came before is recognised.
     """
-    rest, first = b"", True
-    size = 2 * round(BLOCK_SEC * SAMPLE_RATE_HZ)
-    while block := (stream.read1(size) if hasattr(stream, "read1") else stream.read(size)):
-        block = rest + block
-        if first and block[:4] in (b"RIFF", b"fLaC", b"OggS"):
-            raise DataError("standard input: a file with a header; raw samples are wanted (s16le, 16 kHz, mono), or its name")
-        even = len(block) - len(block) % 2
-        rest, first = block[even:], first and even == 0
-        yield np.frombuffer(block[:even], dtype="<i2").astype(np.float32) / INT16
-    if rest or first:
-        raise DataError("standard input: " + ("ends in half a sample" if rest else "no audio arrived"))
-
-
-def read_recording(path: str | Path, channel: str = "mix") -> Iterator[np.ndarray]:
-    """Blocks of a file at 16 kHz. One at another rate is resampled as a whole, as a recognition of files would do it."""
-    cut = load_file(path)
-    if cut.sampling_rate != SAMPLE_RATE_HZ:
-        samples_N = load_samples(cut, channel)
-        yield from np.split(samples_N, range(0, len(samples_N), round(BLOCK_SEC * SAMPLE_RATE_HZ))[1:])
-        return
-    block_sec = 10.0
-    for number in range(math.ceil(cut.duration / block_sec)):
-        start_sec = number * block_sec
-        piece = cut.truncate(offset=start_sec, duration=min(block_sec, cut.duration - start_sec))
-        samples_N = load_samples(fastcopy(piece, id=cut.id), channel)
-        yield from np.split(samples_N, range(0, len(samples_N), round(BLOCK_SEC * SAMPLE_RATE_HZ))[1:])
-
-
-def read_microphone(device: str | None = None) -> Iterator[np.ndarray]:
-    """Blocks from a microphone until the process is interrupted.
-
-    Raises:
-        MissingDependency: the package sounddevice is not installed. DataError: no microphone can be opened.
-    """
+    broken: DataError | None = None
     try:
-        import sounddevice
-    except (ImportError, OSError) as error:  # OSError: the package is there, the PortAudio library is not
-        raise MissingDependency(
-            "a microphone needs the package sounddevice and PortAudio: `.venv/bin/python -m pip install sounddevice` and "
-            "`apt-get install libportaudio2`; or pipe samples in: "
-            "arecord -f S16_LE -r 16000 -c 1 -t raw | xllm-speech stream ... -"
-        ) from error
-    size = round(BLOCK_SEC * SAMPLE_RATE_HZ)
-    try:
-        with sounddevice.InputStream(SAMPLE_RATE_HZ, size, device, 1, "float32") as source:
-            while True:
-                yield source.read(size)[0][:, 0].copy()
-    except sounddevice.PortAudioError as error:
-        raise DataError(f"microphone {device or '(default)'}: {str(error).splitlines()[0]}") from error
+        for samples_N in blocks:
+            yield from recogniser.push(samples_N)
+            if interrupted():
+                break
+    except DataError as error:
+        broken = error
+    if broken is None or recogniser.heard:
+        yield recogniser.finish()
+    if broken is not None:
+        raise broken

@@ -30,6 +30,33 @@ def model_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def chunked_dir(tmp_path_factory):
+    """An untrained model with chunks of 4 steps, whose units come about three a second."""
+    from xllm_speech.models.asr import build_asr_model
+    from xllm_speech.models.asr_config import AsrModelConfig, CifConfig, DecoderConfig, EncoderConfig
+    from xllm_speech.models.checkpoints import FeatureConfig, save_asr
+    from xllm_speech.text.tokens import TokenTable
+
+    torch.manual_seed(0)
+    config = AsrModelConfig(
+        encoder=EncoderConfig(
+            channels=4, width=32, heads=2, feedforward=48, kernel=7, blocks=3, pool_after=[1, 2], chunk_steps=4, left_chunks=3
+        ),
+        cif=CifConfig(channels=16),
+        decoder=DecoderConfig(heads=2, feedforward=48, blocks=2, visual_blocks=[1], linguistic_blocks=[2]),
+    )
+    table = TokenTable.train(["天地玄黄宇宙洪荒日月盈昃"], "char")
+    model = build_asr_model(config, table.size, table.sos_id)
+    torch.nn.init.normal_(model.decoder.vocabulary.weight, std=2.0)
+    torch.nn.init.normal_(model.alpha.linear.weight, std=1.0)
+    model.cmvn.set_statistics(torch.full((80,), 12.0), torch.full((80,), 4.0))
+    folder = tmp_path_factory.mktemp("models") / "chunked"
+    folder.mkdir()
+    save_asr(folder, model.state_dict(), config, table, FeatureConfig())
+    return folder
+
+
 # All that tests ask, in one vocabulary: characters that the LLM does not know would be no text.
 TEXT = (
     "左上有红色的圆形，右下有绿色的旗子。问：答：什么颜色请将这段语音转化为文字<>/SpeechImageVido[Round 0123456789]\n"

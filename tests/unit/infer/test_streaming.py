@@ -6,8 +6,6 @@ import importlib.util
 import io
 import itertools
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,48 +13,14 @@ import soundfile
 import torch
 
 from xllm_speech import CifAsr
-from xllm_speech.base.errors import ConfigError, DataError, MissingDependency
+from xllm_speech.base.errors import ConfigError
 from xllm_speech.infer import streaming
 from xllm_speech.infer.stream_output import StreamPrinter
-from xllm_speech.infer.streaming import (
-    EndpointConfig,
-    StreamingRecogniser,
-    StreamUpdate,
-    read_microphone,
-    read_pcm,
-    read_recording,
-    stream_recordings,
-)
+from xllm_speech.infer.stream_sources import read_recording
+from xllm_speech.infer.streaming import EndpointConfig, StreamingRecogniser, StreamUpdate, stream_recordings
 from xllm_speech.models.asr import SearchConfig
 from xllm_speech.models.fusion import build_fusion
 from xllm_speech.records import Hypothesis
-
-
-@pytest.fixture(scope="module")
-def chunked_dir(tmp_path_factory):
-    """An untrained model with chunks of 4 steps, whose units come about three a second."""
-    from xllm_speech.models.asr import build_asr_model
-    from xllm_speech.models.asr_config import AsrModelConfig, CifConfig, DecoderConfig, EncoderConfig
-    from xllm_speech.models.checkpoints import FeatureConfig, save_asr
-    from xllm_speech.text.tokens import TokenTable
-
-    torch.manual_seed(0)
-    config = AsrModelConfig(
-        encoder=EncoderConfig(
-            channels=4, width=32, heads=2, feedforward=48, kernel=7, blocks=3, pool_after=[1, 2], chunk_steps=4, left_chunks=3
-        ),
-        cif=CifConfig(channels=16),
-        decoder=DecoderConfig(heads=2, feedforward=48, blocks=2, visual_blocks=[1], linguistic_blocks=[2]),
-    )
-    table = TokenTable.train(["天地玄黄宇宙洪荒日月盈昃"], "char")
-    model = build_asr_model(config, table.size, table.sos_id)
-    torch.nn.init.normal_(model.decoder.vocabulary.weight, std=2.0)
-    torch.nn.init.normal_(model.alpha.linear.weight, std=1.0)
-    model.cmvn.set_statistics(torch.full((80,), 12.0), torch.full((80,), 4.0))
-    folder = tmp_path_factory.mktemp("models") / "chunked"
-    folder.mkdir()
-    save_asr(folder, model.state_dict(), config, table, FeatureConfig())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -211,32 +175,6 @@ def test_a_model_of_whole_utterances_and_wrong_options_are_refused(model, model_
         EndpointConfig(silence_sec=-1)
 
 
-def test_sources(tmp_path, monkeypatch):
-    samples = make_sound(1.0)
-    raw = (samples * 32767).astype("<i2")
-
-    class Trickle(io.BytesIO):
-        def read1(self, size=-1):
-            return self.read(min(size, 77))  # odd numbers of bytes
-
-    found = np.concatenate(list(read_pcm(Trickle(raw.tobytes()))))
-    np.testing.assert_array_equal(found, raw.astype(np.float32) / 32768)
-    with pytest.raises(DataError, match="half a sample"):
-        list(read_pcm(io.BytesIO(b"123")))
-    with pytest.raises(DataError, match="no audio"):
-        list(read_pcm(io.BytesIO(b"")))
-    with pytest.raises(DataError, match="header"):
-        list(read_pcm(io.BytesIO(b"RIFF1234")))
-    soundfile.write(tmp_path / "a.wav", make_sound(12.0), 16000, subtype="FLOAT")
-    np.testing.assert_allclose(np.concatenate(list(read_recording(tmp_path / "a.wav"))), make_sound(12.0), atol=1e-6)
-    soundfile.write(tmp_path / "b.wav", samples[::2], 8000)
-    assert sum(map(len, read_recording(tmp_path / "b.wav"))) == 16000
-    monkeypatch.setitem(sys.modules, "sounddevice", None)
-    with pytest.raises(MissingDependency, match=r"pip install sounddevice.*arecord"):
-        next(read_microphone())
-    assert streaming.BLOCK_SEC <= 0.2
-
-
 def update(text, final=False):
     return StreamUpdate(Hypothesis("s-1", text), final, 1.25)
 
@@ -264,14 +202,3 @@ def test_lines_and_the_growing_line():
         printer.show(update("天", True))
         printer.show(update("日"))
     assert screen.getvalue() == "\r天地\r天  \n\r日\n"
-
-
-def test_the_command_line(chunked_dir, model, tmp_path):
-    raw = (make_sound(3.0) * 32767).astype("<i2")
-    soundfile.write(tmp_path / "talk.wav", raw, 16000)
-    (whole,) = model.transcribe(tmp_path / "talk.wav")
-    command = [sys.executable, "-c", "import sys; from xllm_speech.bin import stream; import argparse\n"
-               "parser = argparse.ArgumentParser(); stream.add_arguments(parser); sys.exit(stream.run(parser.parse_args()))"]
-    options = ["--model", chunked_dir, "--silence-sec", "0", "--threads", "1"]
-    done = subprocess.run([*command, *options, "-"], input=raw.tobytes(), capture_output=True, check=True)
-    assert done.stdout.decode() == f"stdin-00001 {whole.text}\n"
