@@ -184,8 +184,8 @@ def print_conditions(score: dict[str, Any], console: Any) -> None:
     beside = score["beside"]
     name = score["set"] or Path(score["reference"]).name
     table = Table(title=f"{name}: {score['utterances']} utterances, differences to {score['baseline']}", title_justify="left")
-    second = [f"to {beside}", "95 % interval", "p"] if beside else []
-    for heading in ("", "CER %", "95 % interval", "difference", "95 % interval", "p", *second):
+    gaps = ["difference", "p", f"to {beside}", "p"] if beside else ["difference", "95 % interval", "p"]
+    for heading in ("", "CER %", "95 % interval", *gaps):
         table.add_column(heading, justify="left" if not heading else "right")
     split = Table(title="characters that the captions ground, and others", title_justify="left")
     for heading in ("", "grounded %", "points", "p", "other %", "points", "p", "copied"):
@@ -193,7 +193,8 @@ def print_conditions(score: dict[str, Any], console: Any) -> None:
     for name, row in score["conditions"].items():
         cells = []
         for gap in (row["difference"], row["beside"]) if beside else (row["difference"],):
-            cells += [_points(gap), _span(gap and gap["interval"], "+.2f"), _number(gap and gap["p"], ".3f")]
+            span = [] if beside else [_span(gap and gap["interval"], "+.2f")]
+            cells += [_points(gap), *span, _number(gap and gap["p"], ".3f")]
         table.add_row(name, _number(row["cer"]), _span(row["interval"]), *cells)
         if score["captions"]:
             cells = []

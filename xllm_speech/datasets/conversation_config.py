@@ -16,11 +16,13 @@ class SourceConfig:
     path: a conversation manifest (.jsonl or .jsonl.gz), or lhotse cuts (such a file, or a folder that holds
     cuts.jsonl.gz). tasks: which of its conversations, by task, all by default; for cuts exactly one of asr and masr, as which
     conversations about them are made. share: how many items of an epoch are drawn here, relative to the other sources.
+    captions: of cuts, their captions stand before the instruction, as text (S+L, S+V+L).
     """
 
     path: str = ""
     tasks: list[str] = field(default_factory=list)
     share: float = 1.0
+    captions: bool = False
 
     def __post_init__(self) -> None:
         require(bool(self.path), "a source needs `path`: a conversation manifest or cuts")

@@ -34,18 +34,21 @@ class ConversationSource:
             may be broken; they are left out, and stand in `rejects`.
 
     Attributes:
-        path: the manifest. counts: task -> number of conversations. rejects: broken lines.
+        path: the manifest. captions: whether captions stand before instructions. counts: task -> number of conversations.
+        rejects: broken lines.
 
     Raises:
         DataError: no such manifest, nothing of the tasks in it, an id occurs twice, or too many broken lines.
-        ConfigError: cuts, and not exactly one task that can be made of them.
+        ConfigError: cuts, and not exactly one task that can be made of them; or captions, and no cuts.
     """
 
     def __init__(self, config: SourceConfig, kinds: Collection[str] = (), max_rejected: float = 0.0) -> None:
         self.path = find_cuts_file(config.path)
         self.kinds = tuple(dict.fromkeys((*ITEM_TYPES, *kinds)))
         self.rejects = Rejects(max_rejected)
-        self.holds_cuts = _holds_cuts(self.path)
+        self.holds_cuts, self.captions = _holds_cuts(self.path), config.captions
+        if self.captions and not self.holds_cuts:
+            raise ConfigError(f"{self.path} holds conversations, which bring all their words: leave `captions` of it away")
         self._finder = PathFinder(self.path.parent)
         wanted = tuple(config.tasks)
         if self.holds_cuts and (len(wanted) != 1 or wanted[0] not in CUT_TASKS):
@@ -106,7 +109,7 @@ class ConversationSource:
         if self.holds_cuts:
             cut = cut_at(self._lines, place, self._finder)
             try:
-                return conversation_of(cut, TASKS[self._tasks_N[place]])
+                return conversation_of(cut, TASKS[self._tasks_N[place]], self.captions)
             except DataError as error:
                 raise DataError(f"{self.where(place)}: {error}") from error
         try:
@@ -120,10 +123,11 @@ class ConversationSource:
         return replace(message, items=tuple(items))
 
 
-def conversation_of(cut: Cut, task: str) -> Conversation:
+def conversation_of(cut: Cut, task: str, captions: bool = False) -> Conversation:
     """An utterance as a conversation of task asr, or masr with its picture in front; the answer is its transcript.
 
-    The speech item names the cut, and the file too where that says as much as the cut does.
+    The speech item names the cut, and the file too where that says as much as the cut does. captions: the cut's caption is kept
+    in `custom`, for `prompts.with_caption`.
 
     Raises:
         DataError: no transcript, or no picture.
@@ -138,7 +142,8 @@ def conversation_of(cut: Cut, task: str) -> Conversation:
             raise DataError(f"{cut.id}: no picture")
         items.insert(0, ConversationItem("image", path=utterance.image))
     answer = Message("assistant", (ConversationItem("text", text=text),))
-    return Conversation(f"{cut.id}-{task}", task, (Message("user", tuple(items)), answer))
+    custom: dict[str, object] = {"caption": utterance.caption} if captions and utterance.caption else {}
+    return Conversation(f"{cut.id}-{task}", task, (Message("user", tuple(items)), answer), custom)
 
 
 def _speech_item(cut: Cut) -> ConversationItem:

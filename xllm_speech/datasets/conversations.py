@@ -23,7 +23,7 @@ from xllm_speech.datasets.conversation_config import ConversationDataConfig
 from xllm_speech.datasets.conversation_sources import ConversationSource
 from xllm_speech.datasets.media import load_media
 from xllm_speech.datasets.readers import MediaReader
-from xllm_speech.prompts.instructions import with_instructions
+from xllm_speech.prompts.instructions import with_caption, with_instructions
 from xllm_speech.records import Conversation, ConversationBatch
 
 logger = logging.getLogger(__name__)
@@ -203,7 +203,10 @@ class _Loading(Dataset[ConversationBatch]):
                 used[conversation.id] += 1
                 if used[conversation.id] > 1:  # sources that overlap, or one that is passed over several times
                     conversation = replace(conversation, id=f"{conversation.id}#{used[conversation.id]}")
-                conversations.append(with_instructions(conversation, self.seed, self.epoch))
+                conversation = with_instructions(conversation, self.seed, self.epoch)
+                if source.captions and (caption := conversation.custom.get("caption")):
+                    conversation = with_caption(conversation, str(caption))
+                conversations.append(conversation)
             except (DataError, SeamError) as error:
                 skipped.append((source.where(row), str(error)))
         batch = load_media(conversations, self.readers, self.seed, self.epoch, self.train)

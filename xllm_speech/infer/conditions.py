@@ -59,8 +59,8 @@ CONDITIONS: Mapping[str, Condition] = {
 }
 WORDED = {"S": "asr", "S+V": "masr"}  # conditions under which every wording is tried, and the task whose wordings they are
 CAPTIONS_UNTRAINED = (
-    "S+L and S+V+L: the caption stands in the prompt as text before the instruction; no phase trains speech beside a caption, "
-    "so they show what the LLM makes of it unprepared"
+    "S+L and S+V+L: the caption stands in the prompt as text before the instruction; unless a source of its training had "
+    "`captions: true`, they show what the LLM makes of it unprepared"
 )
 
 

@@ -104,20 +104,22 @@ def with_instructions(
 
 
 def with_caption(conversation: Conversation, caption: str | None) -> Conversation:
-    """The conversation with an image's caption, as text, in front of what its last message asks (S+L, S+V+L).
+    """The conversation with an image's caption, as text, in front of what its last question asks (S+L, S+V+L).
 
     The paper gives captions to its CIF model only (section 1); here they stand in the prompt, where an LLM takes what is to be
     known. Without a caption nothing changes.
 
     Raises:
-        DataError: the last message asks nothing in words.
+        DataError: the last question has no words.
     """
     if not caption:
         return conversation
-    *before, last = conversation.messages
-    place = next((place for place, item in enumerate(last.items) if item.type == "text"), None)
+    messages = list(conversation.messages)
+    number = max(number for number, message in enumerate(messages) if message.role == "user")
+    items = list(messages[number].items)
+    place = next((place for place, item in enumerate(items) if item.type == "text"), None)
     if place is None:
         raise DataError(f"{conversation.id}: a caption stands before an instruction, and there is none")
-    asked = replace(last.items[place], text=CAPTION.format(caption=caption) + (last.items[place].text or ""))
-    items = (*last.items[:place], asked, *last.items[place + 1 :])
-    return replace(conversation, messages=(*before, replace(last, items=items)))
+    items[place] = replace(items[place], text=CAPTION.format(caption=caption) + (items[place].text or ""))
+    messages[number] = replace(messages[number], items=tuple(items))
+    return replace(conversation, messages=tuple(messages))

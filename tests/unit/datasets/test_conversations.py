@@ -232,6 +232,25 @@ def test_masr_takes_cuts_with_a_picture(tmp_path: Path, make_cuts: MakeCuts) -> 
         data(SourceConfig(str(tmp_path / "blind.jsonl"), ["masr"]))
 
 
+def test_captions_of_cuts_stand_before_the_instruction(tmp_path: Path, make_cuts: MakeCuts) -> None:
+    cuts = make_cuts(6)
+    told = {f"{cut.id}-asr": (cut.custom or {}).get("caption") for cut in cuts}
+    assert None in told.values()
+    save_cuts(cuts, tmp_path / "cuts.jsonl")
+    source = SourceConfig(str(tmp_path / "cuts.jsonl"), ["asr"], captions=True)
+    (batch,) = data(source, kinds=("speech",), batch_size=6).train_batches(0)
+    assert len(batch.conversations) == 6
+    for conversation in batch.conversations:
+        caption = told[conversation.id]
+        lead, _, instruction = str(conversation.messages[0].items[-1].text).rpartition("\n")
+        assert lead == (f"图片的内容：{caption}" if caption else "")
+        assert instruction in INSTRUCTIONS["asr"]
+        assert "图片的内容" not in str(conversation.messages[1].items[0].text)
+    write_jsonl(tmp_path / "t.jsonl", [row("a", "vl")])
+    with pytest.raises(ConfigError, match=r"t\.jsonl holds conversations, which bring all their words"):
+        data(SourceConfig(str(tmp_path / "t.jsonl"), ["vl"], captions=True))
+
+
 @pytest.mark.parametrize("tasks", [[], ["asr", "masr"], ["caption"]])
 def test_cuts_need_one_task(tmp_path: Path, make_cuts: MakeCuts, tasks: list[str]) -> None:
     save_cuts(make_cuts(1), tmp_path / "cuts.jsonl")

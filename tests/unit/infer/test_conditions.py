@@ -220,7 +220,7 @@ def test_the_command_compares_an_xllm_under_all_conditions_and_wordings(folder, 
     assert entry.main([*llm, "--out", str(folder / "llm")]) == 0
     shown = capsys.readouterr()
     assert "S+V under every wording" in shown.out
-    assert "no phase trains speech beside a caption" in shown.out
+    assert "what the LLM makes of it unprepared" in shown.out
     assert "S, wording 3: 3 utterances" in shown.err
     found = json.loads((folder / "llm/conditions.json").read_text(encoding="utf-8"))
     assert {row["counts"]["N"] for row in found["conditions"].values()} == {21}

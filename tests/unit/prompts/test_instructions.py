@@ -80,6 +80,9 @@ def test_a_caption_stands_in_front_of_the_question_and_after_the_media() -> None
     assert told.messages[:2] == asked.messages[:2]
     assert [item.type for item in told.messages[2].items] == ["speech", "text"]
     assert told.messages[2].items[-1].text == f"图片的内容：红色的圆形\n{INSTRUCTIONS['masr'][0]}"
+    answered = with_caption(with_instructions(talk(["speech:c"], "yes", task="asr"), wording=0), "红色的圆形")
+    assert answered.messages[0].items[-1].text.startswith("图片的内容：红色的圆形\n请")
+    assert answered.messages[1].items[0].text == "yes"
     assert with_caption(asked, "") == with_caption(asked, None) == asked
     with pytest.raises(DataError, match="talk-1: a caption stands before an instruction"):
         with_caption(talk(["speech:c"]), "红色的圆形")
