@@ -205,7 +205,7 @@ def judged(found: Judged) -> Table:
     summary = found.summaries["reparse"]
     names = {"conv": "conversation", "detail": "detail", "complex": "reasoning", "all": "all"}
     keys = [key for key in summary["relative"] if key != "all"] + ["all"]
-    table = Table("LLaVA-test: score relative to the reference, %", ["", *(names.get(key, key) for key in keys)])
+    table = Table("Judged answers: score relative to the reference, %", ["", *(names.get(key, key) for key in keys)])
     intervals = {key: None if pair is None else (pair[0], pair[1]) for key, pair in summary["interval"].items()}
     table.add(found.path, *(Cell(percent(summary["relative"][key], 1), span(intervals[key], 1)) for key in keys))
     table.add("won / tied / lost", *(
@@ -214,7 +214,7 @@ def judged(found: Judged) -> Table:
     if any(other["relative"] != summary["relative"] for other in found.summaries.values()):
         for policy, words in (("paper-1", "failures as (-1, -1)"), ("paper-2", "failures as (1, 9)")):
             table.add(words, *(percent(found.summaries[policy]["relative"][key], 1) for key in keys))
-    table.add_group("the paper, Table 1 (relative to GPT-4, text only)")
+    table.add_group("the paper, Table 1 (LLaVA-test, relative to GPT-4, text only)")
     for name, row in TABLE_1.items():
         figures = dict(zip(names, row, strict=True))
         table.add(name, *(Cell(figures.get(key, DASH), mark="muted") for key in keys))
@@ -236,7 +236,7 @@ def conditions(found: Conditions) -> Table:
     table = Table(
         f"{who}{found.set}, {what}, CER %",
         ["wording" if found.worded else "condition", "CER", f"minus {baseline}", *second,
-         *(("words the caption holds", "others") if split else ())],
+         *(("in the caption", "not in it") if split else ())],
     )
     for row in found.rows:
         cells = [Cell(percent(row.cer), span(row.interval)), _gap(row.difference)]
@@ -248,12 +248,14 @@ def conditions(found: Conditions) -> Table:
         "interval leaves 0 out."
     ]
     if split:
-        words.append("The last two columns part the wrong characters by whether the image's caption holds the word.")
+        words.append("The last two columns: CER of words that the image's caption holds, and of the others.")
     if found.worded:
         rates = [row.cer for row in found.rows if row.cer is not None]
         words.append(f"From the best to the worst wording: {max(rates) - min(rates):.2f} points." if rates else "")
         words.append(f"All wordings agree on {percent(found.same_text, 1)} % of the utterances.")
-    words += [f"{name} is left out: {why}." for name, why in found.left_out]
+    for why in dict.fromkeys(why for _, why in found.left_out):
+        names = [name for name, reason in found.left_out if reason == why]
+        words.append(f"Left out: {', '.join(names)}; {why}.")
     words += [f"{note}." for note in found.notes]
     table.note = " ".join(word for word in words if word)
     return table

@@ -52,6 +52,7 @@ tbody th { font-weight: 500; }
 .word { text-align: left; }
 td.word { overflow-wrap: anywhere; min-width: 6rem; }
 td.word:last-child { min-width: 12rem; }
+td.word.short { overflow-wrap: normal; }
 td.short:last-child { min-width: 4rem; }
 td small, th small { display: block; font-size: .76rem; font-weight: 400; white-space: nowrap; }
 .word small { white-space: normal; }
@@ -63,7 +64,7 @@ td small, th small { display: block; font-size: .76rem; font-weight: 400; white-
 .lead { display: flex; flex-wrap: wrap; gap: 0 2rem; align-items: flex-start; }
 .lead > div { flex: 0 1 auto; min-width: 0; max-width: 100%; }
 .lead > figure { flex: 1 1 22rem; max-width: 34rem; margin-top: 1.6rem; }
-.grid, .cards { display: grid; gap: 1rem; align-items: start; }
+.grid, .cards { display: grid; gap: 1rem; align-items: start; margin-top: 1rem; }
 .grid { grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); }
 .cards { grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); }
 .card { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .9rem; min-width: 0; }

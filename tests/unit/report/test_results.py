@@ -157,7 +157,7 @@ def side_by_side(names, **more):
 
 
 def test_conditions_and_wordings_side_by_side(exp):
-    about = {"method": "llm", "notes": ["captions are new to it"], "left_out": {"S+L": "no captions"}}
+    about = {"method": "llm", "notes": ["captions are new to it"], "left_out": {"S+L": "no captions", "S+V+L": "no captions"}}
     document = side_by_side(["S", "S+wrong"], beside="S+V", titles={"S+wrong": "another's image"}, **about)
     write_json(exp / "conditions" / "conditions.json", document)
     write_json(exp / "conditions" / "wordings.json", {"wordings": {"S": side_by_side(["请识别", "请转写"])}, "method": "llm"})
@@ -165,12 +165,12 @@ def test_conditions_and_wordings_side_by_side(exp):
     assert experiment.problems == []
     six, worded = map(results.conditions, experiment.conditions)
     assert six.title == "X-LLM: one, conditions side by side, CER %"
-    assert six.columns == ["condition", "CER", "minus S", "minus S+V", "words the caption holds", "others"]
+    assert six.columns == ["condition", "CER", "minus S", "minus S+V", "in the caption", "not in it"]
     assert six.rows[1].cells[0].small == "another's image"
     assert [cell.text for cell in row_of(six, "S+wrong")] == ["4.00", "-2.50", "-2.50", "1.00", "2.00"]
     assert [cell.mark for cell in row_of(six, "S+wrong")][1] == "best"
     assert row_of(six, "S")[1].text == "–"
-    assert "S+L is left out: no captions." in six.note
+    assert "Left out: S+L, S+V+L; no captions." in six.note
     assert "captions are new to it." in six.note
     assert worded.title == "X-LLM: one, S under every wording of the instruction, CER %"
     assert worded.columns[:3] == ["wording", "CER", "minus the first"]
