@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # device, gpus, nodes, nj, train_cmd and decode_cmd come from run.sh and its cmd.sh
+# shellcheck disable=SC2154 # the options of run.sh, what its cmd.sh sets, and the folders of utils/stages.sh
 # What the recipes of the real corpora share, to be sourced by run.sh after utils/stages.sh and cmd.sh.
 #
 #     words=($(gpu_words 8 16))       devices and accumulation that keep the paper's batch on the GPUs there are
@@ -7,6 +7,9 @@
 #     transcribe_sets CUTS=OUT ... -- WORDS...    several sets at once, so that the model is loaded once for all
 #     join_manifests OUT FILE...      gzipped manifests one after the other
 #     existing FILE...                those that are there, one a line
+#     export_model MODEL OUT DATA     a trained X-LLM as one folder with its card
+#     stage_demo MODEL                stage 65: its web page, where --demo asks for it
+#     end_recipe                      the end of run.sh: what is missing in a plan, the table of a run that stops before stage 52
 
 # A plan is shown without Python too, then without the list of what is missing.
 have_python() {
@@ -49,17 +52,20 @@ part_device() {
   fi
 }
 
+# Parts that were finished before a kill are taken up where the stage and these words are the same.
 transcribe() { # cuts, output, words of xllm-speech transcribe
-  local -r cuts=$1 out=$2 parts=$2.parts
+  local -r cuts=$1 out=$2 parts=$2.parts count=${decode_parts:-$nj}
   local -ra words=("${@:3}")
-  if [ "$nj" -le 1 ]; then
+  local mark
+  if [ "$count" -le 1 ]; then
     run_cmd "$decode_cmd" xllm-speech transcribe --cuts "$cuts" --out "$out" --device "$(part_device 1)" "${words[@]}"
     return
   fi
-  rm -rf "$parts"
-  python3 ../../local/spread.py split "$cuts" "$nj" --out "$parts"
+  mark=$({ printf '%s\n' "${words[@]}"; cat "$stage_dir/$stage_current.began"; } | sha256sum)
+  python3 ../../local/spread.py split "$cuts" "$count" --out "$parts" --mark "${mark:0:16}"
   # shellcheck disable=SC2329 # for_each calls it
   transcribe_part() {
+    if [ -e "$parts/$1.jsonl.meta.json" ]; then return 0; fi # written last
     run_cmd "$decode_cmd" xllm-speech transcribe --cuts "$parts/$1.jsonl.gz" --out "$parts/$1.jsonl" \
       --device "$(part_device "$1")" "${words[@]}"
   }
@@ -93,4 +99,32 @@ join_manifests() { # output, manifests
   mkdir -p "$(dirname "$1")"
   cat "${@:2}" >"$1.part"
   mv "$1.part" "$1"
+}
+
+export_model() { # model, folder to write, what it was trained on
+  local -a words
+  read -r -a words <<<"$export_options"
+  xllm-speech export --model "$1" --out "$2" --scores exp/report/metrics.json --data "$3" "${words[@]}"
+}
+
+serve_demo() { # model
+  exec xllm-speech serve --model "$1" --demo --device "$device" --port "$demo_port"
+}
+
+stage_demo() { # exported model
+  if [ "$demo" = true ]; then
+    if [ "$dry_run" = false ]; then rm -f "$stage_dir/65"; fi # asked for again, it is shown again
+    stage 65 "demo: a web page, until Ctrl-C" --needs "$1/model.safetensors" -- serve_demo "$1"
+  elif ((stage > 60 && stage <= 65 && stop_stage >= 65)); then
+    stage_die "stage 65 shows the demo only with --demo true" 2
+  fi
+}
+
+end_recipe() {
+  end_stages
+  if [ "$dry_run" = true ]; then
+    if have_python; then check_inputs --plan; fi
+  elif [ "$stop_stage" -lt 52 ]; then
+    python3 ../../local/show_results.py --minutes exp/minutes.tsv --out exp/report/metrics.json "${results[@]}"
+  fi
 }

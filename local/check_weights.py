@@ -24,7 +24,7 @@ class BadWord(ValueError):
 class Source:
     """An input. parts: patterns below its folder that must each match, alternatives parted by `|`; none: a file or folder.
 
-    size: on the disk, unpacked, as its publishers say or as it was measured; roughly.
+    size: on the disk, unpacked; roughly.
     """
 
     title: str
@@ -33,6 +33,9 @@ class Source:
     parts: tuple[str, ...] = ()
 
 
+# Sizes: the publishers' where they tell them (COCO 13 + 6 GB; Visual Genome 9.2 + 5.5 GB of pictures; weights as on their
+# pages), else what follows from the content: hours of 16 bits at 16 kHz (AISHELL-1 178 h, AISHELL-2 1000 h and its test sets),
+# and some 140 kB to a picture (VisDial, Flickr30k, SBU, AI Challenger). Of the web it depends on how large pictures are kept.
 _HF = "on the Hugging Face hub"
 _TRANSFORMERS = ("config.json", "*.safetensors|*.bin")
 SOURCES: dict[str, Source] = {
@@ -42,35 +45,39 @@ SOURCES: dict[str, Source] = {
                        "http://www.aishelltech.com/aishell_2, on application",
                        ("iOS/data/trans.txt|AISHELL-2/iOS/data/trans.txt",
                         "iOS/test/trans.txt|*/iOS/test/trans.txt|*/*/iOS/test/trans.txt")),
-    "visdial": Source("VisDial v1.0, and its pictures of the val and test sets", "6 GB", "https://visualdial.org/data",
+    "visdial": Source("VisDial v1.0, and its pictures of the val and test sets", "3 GB", "https://visualdialog.org/data",
                       ("visdial_1.0_train.json", "visdial_1.0_val.json", "visdial_1.0_test.json")),
     "coco": Source("MS COCO 2014: captions, pictures of train and val", "20 GB", "https://cocodataset.org/#download",
                    ("annotations/captions_train2014.json", "annotations/captions_val2014.json", "train2014/", "val2014/")),
     "flickr30k": Source("Flickr30k", "5 GB", "https://shannon.cs.illinois.edu/DenotationGraph/, on application",
                         ("results_20130124.token|*/results_20130124.token", "flickr30k-images/|*/flickr30k-images/")),
-    "aic": Source("AI Challenger captions", "30 GB", "AI Challenger 2017, image captioning in Chinese",
+    "aic": Source("AI Challenger captions", "30 GB",
+                  "https://github.com/AIChallenger/AI_Challenger_2017, image captioning in Chinese",
                   ("caption_train_annotations_*.json|*/caption_train_annotations_*.json",
                    "caption_train_images_*/|*/caption_train_images_*/")),
-    "visual-genome": Source("Visual Genome 1.2: region descriptions, image data, pictures", "20 GB",
+    "visual-genome": Source("Visual Genome 1.2: region descriptions, image data, pictures", "17 GB",
                             "https://homes.cs.washington.edu/~ranjay/visualgenome/",
                             ("region_descriptions.json", "image_data.json", "VG_100K/")),
-    "cc3m": Source("Conceptual Captions 3M, pictures downloaded into images/", "430 GB",
+    "cc3m": Source("Conceptual Captions 3M, pictures downloaded into images/", "50 GB at 256 pixels, 400 GB at full size",
                    "https://ai.google.com/research/ConceptualCaptions/download; the pictures e.g. with img2dataset",
                    ("Train_GCC-training.tsv*", "images/")),
     "sbu": Source("SBU captions, pictures downloaded into images/", "120 GB",
                   "https://www.cs.rice.edu/~vo9/sbucaptions/; the pictures e.g. with img2dataset",
                   ("SBU_captioned_photo_dataset_urls.txt|dataset/SBU_captioned_photo_dataset_urls.txt", "images/")),
-    "wukong": Source("Wukong (100M), pictures downloaded into images/", "several TB",
+    "wukong": Source("Wukong (100M), pictures downloaded into images/", "1 TB at 256 pixels, several at full size",
                      "https://wukong-dataset.github.io/wukong-dataset/; the pictures e.g. with img2dataset",
                      ("wukong_100m_*.csv|*/wukong_100m_*.csv", "images/")),
-    "msrvtt": Source("MSR-VTT: annotations and clips", "7 GB", "Microsoft Research, MSR-VTT",
+    "msrvtt": Source("MSR-VTT: annotations and clips", "7 GB",
+                     "Microsoft Research, MSR-VTT (Xu et al., CVPR 2016)",
                      ("train_val_videodatainfo.json|*/train_val_videodatainfo.json", "videos/|TrainValVideo/")),
     "activitynet": Source("ActivityNet Captions, and the clips in videos/", "300 GB",
                           "https://cs.stanford.edu/people/ranjaykrishna/densevid/ and http://activity-net.org/download.html",
                           ("train.json|*/train.json|val_1.json", "videos/")),
-    "minigpt4": Source("cc_sbu_align of MiniGPT-4", "1 GB", "the MiniGPT-4 project, second stage data",
+    "minigpt4": Source("cc_sbu_align of MiniGPT-4", "1 GB",
+                       "https://github.com/Vision-CAIR/MiniGPT-4, dataset/README_2_STAGE.md",
                        ("filter_cap.json", "image/")),
-    "llava": Source("LLaVA-test: questions, GPT-4's answers, contexts", "1 MB", "the X-LLM project, its evaluation",
+    "llava": Source("LLaVA-test: questions, GPT-4's answers, contexts", "1 MB",
+                    "https://github.com/phellonchen/X-LLM, its evaluation",
                     ("question90_zh.json", "question90.jsonl", "qa90_gpt4_answer.jsonl")),
     "chatglm": Source("ChatGLM-6B", "13 GB", f"zai-org/chatglm-6b (before: THUDM/chatglm-6b) {_HF}",
                       ("config.json", "ice_text.model", "*.safetensors|*.bin")),

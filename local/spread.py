@@ -1,6 +1,7 @@
 """Spread a manifest over several processes, and put together what they wrote.
 
-    python3 spread.py split data/test/cuts.jsonl.gz 4 --out exp/parts    1.jsonl.gz ... 4.jsonl.gz, every fourth line each
+    python3 spread.py split data/test/cuts.jsonl.gz 4 --out exp/parts    1.jsonl.gz ... 4.jsonl.gz, every fourth line each;
+                                                                         parts of the same --mark are left as they are
     python3 spread.py merge exp/decode/test/S.jsonl exp/parts            from 1.jsonl ... 4.jsonl and their .meta.json
     python3 spread.py deal exp/all.jsonl data/a/cuts.jsonl.gz=exp/a/S.jsonl data/b/cuts.jsonl.gz=exp/b/S.jsonl
 
@@ -20,16 +21,33 @@ from pathlib import Path
 from typing import Any
 
 from xllm_speech.base.errors import DataError, UserError
-from xllm_speech.base.files import atomic_dir, atomic_write, numbered_lines, read_json, read_jsonl, write_json, write_jsonl
+from xllm_speech.base.files import (
+    atomic_dir,
+    atomic_write,
+    numbered_lines,
+    read_json,
+    read_jsonl,
+    sha256_file,
+    write_json,
+    write_jsonl,
+)
 
 COUNTS = "counts.json"
 ADDED = ("utterances", "failed", "audio_sec", "loading_sec", "decoding_sec")  # of a .meta.json; wall_sec is the longest
 
 
-def split(manifest: Path, parts: int, out: Path) -> list[int]:
-    """Write the parts and how many lines each has; returns those numbers."""
+def split(manifest: Path, parts: int, out: Path, mark: str = "") -> list[int]:
+    """Write the parts and how many lines each has; returns those numbers.
+
+    mark: of what is made of the parts. A folder that was split with the same is left as it is, with what is finished in it.
+    """
     if parts < 1:
         raise DataError(f"{manifest}: cannot be split into {parts} parts")
+    made = {"mark": f"{mark} {parts} {sha256_file(manifest)}"} if mark and manifest.is_file() else {}
+    if made and (out / COUNTS).is_file():
+        before = read_json(out / COUNTS)
+        if isinstance(before, dict) and before.get("mark") == made["mark"]:
+            return list(before["lines"])
     total = sum(1 for _, line in numbered_lines(manifest) if line.strip())
     if not total:
         raise DataError(f"{manifest}: empty; nothing to split")
@@ -43,13 +61,13 @@ def split(manifest: Path, parts: int, out: Path) -> list[int]:
             lines = (line for _, line in numbered_lines(manifest) if line.strip())
             for line, stream in zip(lines, itertools.cycle(streams), strict=False):
                 stream.write(line + "\n")
-        write_json(folder / COUNTS, counts)
+        write_json(folder / COUNTS, {"lines": counts, **made})
     return counts
 
 
 def merge(out: Path, folder: Path) -> int:
     """Put the parts' lines together in the order of the manifest; returns their number."""
-    counts = read_json(folder / COUNTS)
+    counts = read_json(folder / COUNTS)["lines"]
     paths = [folder / f"{part + 1}.jsonl" for part in range(len(counts))]
     for path, count in zip(paths, counts, strict=True):
         found = sum(1 for _ in numbered_lines(path)) if path.is_file() else 0
@@ -109,6 +127,7 @@ def main() -> int:
     one.add_argument("manifest", type=Path, help="jsonl or jsonl.gz")
     one.add_argument("parts", type=int, help="how many")
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets 1.jsonl.gz, 2.jsonl.gz ...")
+    one.add_argument("--mark", default="", metavar="TEXT", help="of what is made of the parts; the same takes them up again")
     other = commands.add_parser("merge", help="what was made of the parts into one file")
     other.add_argument("out", type=Path, help="the file to write")
     other.add_argument("folder", type=Path, help="what split wrote, with 1.jsonl, 2.jsonl ... beside")
@@ -121,7 +140,7 @@ def main() -> int:
             sets = [(Path(word.partition("=")[0]), Path(word.partition("=")[2])) for word in args.sets]
             print(f"{args.hypotheses}: {deal(args.hypotheses, sets)} lines to {len(sets)} sets")
         elif args.action == "split":
-            counts = split(args.manifest, args.parts, args.out)
+            counts = split(args.manifest, args.parts, args.out, args.mark)
             print(f"{args.out}: {sum(counts)} lines in {len(counts)} parts")
         else:
             print(f"{args.out}: {merge(args.out, args.folder)} lines")

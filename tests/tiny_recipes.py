@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +29,25 @@ def copy_recipe(top: Path, house: Path, name: str) -> Path:
     return house / "egs" / name
 
 
+def _environment() -> dict[str, str]:
+    return {**os.environ, "XLLM_ENV": "none", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
 def run(recipe: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """run.sh in the environment of the tests."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
-        [str(recipe / "run.sh"), *words], capture_output=True, text=True, timeout=1500, check=False,
-        env={**os.environ, "XLLM_ENV": "none", "PATH": path},
+        [str(recipe / "run.sh"), *words], capture_output=True, text=True, timeout=1500, check=False, env=_environment()
     )
+
+
+def start(recipe: Path, *words: str) -> subprocess.Popen[str]:
+    """run.sh begun, both outputs in one stream; `interrupt` ends it."""
+    return subprocess.Popen(
+        [str(recipe / "run.sh"), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment(),
+        start_new_session=True,
+    )
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C: the signal goes to everything that the script has started."""
+    os.killpg(process.pid, signal.SIGINT)

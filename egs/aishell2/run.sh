@@ -5,8 +5,10 @@
 #   ./run.sh --corpus-dir /data/AISHELL-2 --aishell1-dir /data/data_aishell --weights-dir /data/weights
 #   ./run.sh --dry-run             the whole plan, and which corpora and weights are missing
 #   ./run.sh --stop-stage 19 ...   the CIF ASR model and its scores; needs no weights
+#   ./run.sh --stage 65 --demo true   a web page that hears, when everything is trained
 #
-# Decades: 0-9 data, 10-19 CIF ASR, 20-29 interfaces, 30-39 integration, 40-49 decoding, 50-59 scoring and report.
+# Decades: 0-9 data, 10-19 CIF ASR, 20-29 interfaces, 30-39 integration, 40-49 decoding, 50-59 scoring and report, 60-69 demo and
+# export.
 # A stage that is up to date is skipped. Paths in options count from this folder.
 # Results: RESULTS.md, exp/report/metrics.json and exp/report/index.html.
 set -euo pipefail
@@ -30,6 +32,9 @@ asr_options=         # key=value words for the CIF ASR model's xllm-speech train
 xllm_options=        # key=value words for the interface's xllm-speech train
 decode_options=      # more words for xllm-speech transcribe of the CIF ASR model, such as "--search beam"
 llm_decode_options=  # more words for xllm-speech transcribe of the X-LLM, such as "--beam 4"
+export_options=      # more words for xllm-speech export, such as "--without-frozen"
+demo=false           # serve the exported model with a web page (stage 65), until Ctrl-C
+demo_port=8000       # its port on this machine
 
 # shellcheck source=../../utils/parse_options.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../utils/parse_options.sh"
@@ -176,10 +181,13 @@ stage 52 "tables beside the paper's, report" --needs "${scores[@]}" "${llm_score
   --makes exp/report/metrics.json exp/report/index.html RESULTS.md -- \
   show_results
 
-end_stages
+# ---------------------------------------------------------------- 60-69 demo and export
 
-if [ "$dry_run" = true ]; then
-  if have_python; then check_inputs --plan; fi
-elif [ "$stop_stage" -lt 52 ]; then
-  python3 ../../local/show_results.py --minutes exp/minutes.tsv --out exp/report/metrics.json "${results[@]}"
-fi
+stage 60 "export the X-LLM as one folder" --with "options=$export_options" \
+  --needs exp/xllm/speech/final/model.safetensors exp/asr/average/model.safetensors "${frozen[@]}" exp/report/metrics.json \
+  --makes exp/export/model.safetensors exp/export/README.md -- \
+  export_model exp/xllm/speech exp/export "AISHELL-1 and AISHELL-2 (egs/aishell2)."
+
+stage_demo exp/export
+
+end_recipe

@@ -8,7 +8,8 @@
 #   ./run.sh --dry-run             what would run, and why
 #   ./run.sh --stage 11            from stage 11 on
 #
-# Decades: 0-9 data, 10-19 CIF ASR, 20-29 language model and interfaces, 30-39 integration, 40-49 decoding, 50-59 scoring.
+# Decades: 0-9 data, 10-19 CIF ASR, 20-29 language model and interfaces, 30-39 integration, 40-49 decoding, 50-59 scoring,
+# 60-69 demo and export.
 # A stage that is up to date is skipped. Paths in options count from this folder.
 # Results: the table at the end and exp/report/metrics.json.
 set -euo pipefail
@@ -29,6 +30,9 @@ vision_options=      # more words for local/train_vision.py, e.g. "--steps 100"
 lm_options=          # key=value words for the language model's xllm-speech train, e.g. "train.max_steps=500"
 train_options=       # key=value words for the CIF ASR model's xllm-speech train, e.g. "train.max_steps=500 optim.lr=1e-3"
 xllm_options=        # key=value words for xllm-speech train of the interfaces and of the integration
+condition_options=   # more words for xllm-speech conditions (stage 53), e.g. "--limit 50"
+judge_url=           # OpenAI-compatible endpoint that judges answers (stage 55); empty: they are not judged
+judge_model=gpt-4    # its model
 
 # shellcheck source=../../utils/parse_options.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../utils/parse_options.sh"
@@ -275,9 +279,66 @@ stage 52 "gather the numbers" --needs "${scores[@]}" "${llm_scores[@]}" exp/scor
   ../../local/show_results.py --makes exp/report/metrics.json -- \
   show_table
 
+read -r -a condition_words <<<"$condition_options"
+compare_conditions() { # cif_asr or llm_asr
+  local -a how=(--model exp/asr/average)
+  if [ "$1" = llm_asr ]; then how=(--method llm --model exp/xllm/integrate --wordings); fi
+  run_cmd "$decode_cmd" xllm-speech conditions "${how[@]}" --cuts dump/test_homophone/cuts.jsonl.gz --device "$device" \
+    --threads 1 --seed "$seed" --set-name test_homophone --out "exp/conditions/$1" "${condition_words[@]}"
+}
+compare_all_conditions() {
+  for_each "$nj" compare_conditions "${models[@]}"
+}
+compared=(exp/conditions/{cif_asr,llm_asr}/conditions.json exp/conditions/llm_asr/wordings.json)
+stage 53 "does the image help: right, wrong and grey images, captions, wordings" --with "device=$device" "seed=$seed" \
+  "options=$condition_options" \
+  --needs exp/xllm/integrate/final/model.safetensors "${interfaces[@]}" "${frozen[@]}" dump/test_homophone/cuts.jsonl.gz \
+  --makes "${compared[@]}" -- \
+  compare_all_conditions
+
+compare_answers() { # kind, task, name, answers, what they are held against
+  xllm-speech score --metrics "$1" --task "$2" --set-name "$3" --answers "exp/answers/$4.jsonl" \
+    --out "exp/score/texts/${3// /_}.json" "${@:5}"
+}
+compare_all_answers() {
+  compare_answers caption caption "image descriptions" all
+  compare_answers caption video "clip descriptions" video
+  compare_answers answer vl "typed questions" all --compare exp/answers/no_image.jsonl
+  compare_answers answer vsd "spoken questions" all --compare exp/answers/no_image.jsonl
+  compare_answers answer vl "clip questions" video --compare exp/answers/no_video.jsonl
+}
+text_scores=(exp/score/texts/{image_descriptions,clip_descriptions,typed_questions,spoken_questions,clip_questions}.json)
+stage 54 "descriptions and answers beside their references" --needs "${answers[@]}" --makes "${text_scores[@]}" -- \
+  compare_all_answers
+
+judged=()
+judge() {
+  local set=exp/judge
+  python3 local/judge_questions.py --answers exp/answers/all.jsonl --conversations data/test_mixed/conversations.jsonl.gz --out "$set"
+  xllm-speech judge run --questions "$set/questions.jsonl" --answers "$set/answers.jsonl" --reference "$set/reference.jsonl" \
+    --contexts "$set/contexts.jsonl" --url "$judge_url" --model "$judge_model" --out "$set/verdicts.jsonl"
+  xllm-speech judge summarize "$set/verdicts.jsonl" --json >"$set/summary.json.part"
+  mv "$set/summary.json.part" "$set/summary.json"
+}
+if [ -n "$judge_url" ]; then
+  judged=(exp/judge/summary.json)
+  stage 55 "have answers judged" --with "judge=$judge_model" --needs exp/answers/all.jsonl \
+    data/test_mixed/conversations.jsonl.gz local/judge_questions.py --resumes exp/judge --makes "${judged[@]}" -- \
+    judge
+else
+  printf 'stage 55: answers are not judged: no --judge-url names an OpenAI-compatible endpoint\n' >&2
+fi
+
 stage 59 "report" --needs "${scores[@]}" "${llm_scores[@]}" exp/score/answers.json exp/xllm/integrate/final/model.safetensors \
-  --makes exp/report/index.html exp/report/RESULTS.md -- \
+  "${compared[@]}" "${text_scores[@]}" "${judged[@]}" --makes exp/report/index.html exp/report/RESULTS.md -- \
   xllm-speech report exp --markdown exp/report/RESULTS.md
+
+# ---------------------------------------------------------------- 60-69 demo and export
+
+stage 60 "export the X-LLM as one folder" --needs "${frozen[@]}" "${interfaces[@]}" exp/xllm/integrate/final/model.safetensors \
+  "${scores[@]}" "${llm_scores[@]}" exp/score/answers.json --makes exp/export/model.safetensors exp/export/README.md -- \
+  xllm-speech export --model exp/xllm/integrate --out exp/export --scores exp/report/metrics.json \
+  --data "Drawn pictures, short clips and synthetic speech (egs/mini_vsdial)."
 
 end_stages
 

@@ -8,8 +8,10 @@
 #   ./run.sh --pictures 4M         the ablation "w/ 4M": all pictures but Wukong; with --init false "w/ 4M no init"
 #   ./run.sh --asr-sees ""         the CIF ASR model that only hears
 #   ./run.sh --parallel 2          trainings that need not wait for one another run side by side
+#   ./run.sh --stage 65 --demo true   a web page to talk with the model, when everything is trained
 #
-# Decades: 0-9 data, 10-19 CIF ASR, 20-29 interfaces, 30-39 integration, 40-49 decoding, 50-59 scoring and report.
+# Decades: 0-9 data, 10-19 CIF ASR, 20-29 interfaces, 30-39 integration, 40-49 decoding, 50-59 scoring and report, 60-69 demo and
+# export.
 # A stage that is up to date is skipped. Paths in options count from this folder.
 # Results: RESULTS.md, exp/report/metrics.json and exp/report/index.html.
 set -euo pipefail
@@ -42,7 +44,9 @@ translate_options=   # back-end of xllm-speech prepare translate, such as "--tab
 speech_options=      # voice of xllm-speech prepare synthesise, such as "--espeak"; empty: the espnet2 model
 speech_command=      # or any program that speaks: its line with {text} and {out}
 recogniser=          # a CIF ASR model (../aishell2/exp/asr/average) that drops what it does not understand of the synthesis
-max_cer=0.3          # largest share of characters that it may get wrong
+round_trip=true      # the recipe's own CIF ASR model does so too, before phase 2 (stage 16)
+max_cer=0.3          # largest share of characters that they may get wrong
+max_dropped=0.5      # largest share of the recordings that they may drop, 0..1
 test_speech=         # folder with speech.jsonl of people who speak the questions of the test sets; empty: synthesis
 test_art=            # questions of test-art, jsonl of {"image_id", "question"}; empty: no test-art
 test_count=2000      # questions of test-orig
@@ -60,6 +64,10 @@ xllm_options=        # key=value words for xllm-speech train of the interfaces a
 llm_decode_options=  # more words for the X-LLM's recognition and answers, such as "--max-tokens 100"
 judge_url=           # OpenAI-compatible endpoint of the judge; empty: answers are not judged
 judge_model=gpt-4    # its model
+judge_translate_options= # back-end that translates the answers for it; empty: as --translate-options
+export_options=      # more words for xllm-speech export, such as "--without-frozen"
+demo=false           # serve the exported model with a web page (stage 65), until Ctrl-C
+demo_port=8000       # its port on this machine
 
 # shellcheck source=../../utils/parse_options.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../utils/parse_options.sh"
@@ -90,7 +98,7 @@ if [ -n "$tag" ]; then
       trap 'rm -rf "$stage_dir"' EXIT
     fi
     mkdir -p "$stage_dir"
-    for name in 0 1 2 3 4 6 11 12 13 14 15; do
+    for name in 0 1 2 3 4 6 11 12 13 14 15 16; do
       if [ -e "exp/.stages/$name" ]; then cp "exp/.stages/$name" "exp/.stages/$name.began" "$stage_dir"; fi
     done
   fi
@@ -120,6 +128,8 @@ blip2=$weights/blip2_pretrained_opt6.7b.pth eva=$weights/eva_vit_g.pth
 read -r -a translate_words <<<"${translate_options:---mbart $weights/mbart-large-50-many-to-many-mmt --device $device}"
 read -r -a speech_words <<<"${speech_options:---espnet $weights/aishell3_tts}"
 if [ -n "$speech_command" ]; then speech_words=(--command "$speech_command"); fi
+read -r -a judge_translate_words <<<"$judge_translate_options"
+if [ "${#judge_translate_words[@]}" -eq 0 ]; then judge_translate_words=("${translate_words[@]}"); fi
 
 inputs=("visdial@0-1:--visdial-dir=$visdial" "coco@1,5,41:--coco-dir=$coco" "aishell1@1:--aishell1-dir=$aishell1"
   "aishell2@1:--aishell2-dir=$aishell2" "msrvtt@4:--msrvtt-dir=$msrvtt" "activitynet@4:--activitynet-dir=$activitynet"
@@ -180,17 +190,19 @@ make_corpus() {
   translate data/visdial/texts.jsonl data/visdial/translations.jsonl
   xllm-speech prepare synthesise --input data/visdial/translations.jsonl --texts data/visdial/texts.jsonl --out data/speech_all \
     --seed "$seed" --jobs "$nj" --max-rejected "$max_rejected" "${speech_words[@]}"
-  local -a heard=()
-  if [ -n "$recogniser" ]; then
-    python3 local/spoken.py cuts --speech data/speech_all --out data/speech_all/cuts.jsonl.gz
-    transcribe data/speech_all/cuts.jsonl.gz data/speech_all/heard.jsonl --model "$recogniser" --no-images --no-captions
-    heard=(--heard data/speech_all/heard.jsonl --max-cer "$max_cer")
+  rm -rf data/speech
+  if [ -z "$recogniser" ]; then
+    ln -s speech_all data/speech
+    return
   fi
-  python3 local/spoken.py keep --speech data/speech_all "${heard[@]}" --out data/speech
+  xllm-speech prepare speech-cuts --speech data/speech_all --out data/speech_all/cuts.jsonl.gz
+  transcribe data/speech_all/cuts.jsonl.gz data/speech_all/heard.jsonl --model "$recogniser" --no-images --no-captions
+  xllm-speech prepare round-trip --speech data/speech_all --heard data/speech_all/heard.jsonl --max-cer "$max_cer" \
+    --max-dropped "$max_dropped" --out data/speech
 }
 stage 0 "make VSDial-CN: translate, speak, filter" \
   --with "visdial=$visdial" "translate=${translate_words[*]}" "speech=${speech_words[*]}" "seed=$seed" "recogniser=$recogniser" \
-  "max_cer=$max_cer" "max_rejected=$max_rejected" --needs "${visdial_there[@]}" local/spoken.py \
+  "max_cer=$max_cer" "max_dropped=$max_dropped" "max_rejected=$max_rejected" --needs "${visdial_there[@]}" \
   --makes data/visdial/translations.jsonl data/speech_all/speech.jsonl data/speech/speech.jsonl -- \
   make_corpus
 
@@ -203,13 +215,14 @@ prepare() {
   xllm-speech prepare vsdial-cn --annotations "${visdial_files[@]}" --images "${folders[@]}" \
     --translations data/visdial/translations.jsonl --speech data/speech --test-speech "${test_speech:-data/speech_all}" \
     --test-count "$test_count" --seed "$seed" --out data/vsdial --jobs "$nj" --max-rejected "$max_rejected" "${words[@]}"
-  python3 local/spoken.py once --cuts data/vsdial/train/cuts.jsonl.gz --out data/spoken/cuts.jsonl.gz
+  python3 local/spoken.py --cuts data/vsdial/train/cuts.jsonl.gz --out data/spoken/cuts.jsonl.gz
 }
 mapfile -t transcripts < <(existing "$aishell1"/{,data_aishell/}transcript/aishell_transcript_v0.8.txt \
   "$aishell2"/{,AISHELL-2/}iOS/data/trans.txt "$aishell2"/{,*/,*/*/}{iOS,Android,Mic}/{dev,test}/trans.txt)
 mapfile -t own_tests < <(existing "${test_speech:+$test_speech/speech.jsonl}" "$test_art")
 stage 1 "manifests" --with "places=$aishell1 $aishell2 $coco $visdial" "test=$test_speech $test_art $test_count" "seed=$seed" \
   "max_rejected=$max_rejected" --needs "${transcripts[@]}" "${visdial_there[@]}" "${own_tests[@]}" data/visdial/translations.jsonl \
+  local/spoken.py \
   data/speech/speech.jsonl data/speech_all/speech.jsonl \
   --makes data/aishell1/train/cuts.jsonl.gz data/aishell2/{train,dev-ios}/cuts.jsonl.gz \
   data/vsdial/{train,dev}/{cuts,conversations}.jsonl.gz data/spoken/cuts.jsonl.gz "${test_cuts[@]}" -- \
@@ -394,6 +407,23 @@ stage 15 "store CIF units" --needs exp/asr/average/model.safetensors data/aishel
   run_cmd "$decode_cmd" xllm-speech units --model exp/asr/average --cuts data/aishell2/train data/aishell2/dev-ios data/spoken \
   --out exp/units --device "$device" --jobs "$((nj < 4 ? nj : 4))" --dtype float16 --max-rejected "$max_rejected"
 
+drop_not_understood() {
+  rm -rf data/understood
+  if [ "$round_trip" = false ]; then
+    ln -s spoken data/understood
+    return
+  fi
+  # More parts than processes: a kill costs those in hand.
+  decode_parts=$((nj > 1 ? 4 * nj : 1)) transcribe data/spoken/cuts.jsonl.gz exp/round_trip/heard.jsonl \
+    --model exp/asr/average --no-images --no-captions
+  xllm-speech prepare round-trip --cuts data/spoken/cuts.jsonl.gz --heard exp/round_trip/heard.jsonl --max-cer "$max_cer" \
+    --max-dropped "$max_dropped" --out data/understood
+}
+stage 16 "round trip: drop what is not understood" --with "round_trip=$round_trip" \
+  "max_cer=$max_cer" "max_dropped=$max_dropped" --needs exp/asr/average/model.safetensors data/spoken/cuts.jsonl.gz \
+  --makes data/understood/cuts.jsonl.gz -- \
+  drop_not_understood
+
 # ---------------------------------------------------------------- 20-29 interfaces
 
 if [ "${#first[@]}" -eq 1 ]; then
@@ -406,7 +436,8 @@ mapfile -t align_configs < <(configs_of image speech)
 stage 21 "phase 2: image and speech interfaces" --with "seed=$seed" "options=$xllm_options" "pictures=$pictures" "init=$init" \
   --needs "${align_configs[@]}" "${glm_there[@]}" "${bert_there[@]}" "${converted[@]}" exp/asr/average/model.safetensors \
   exp/units/units.json "$picture_data" data/pictures_dev/conversations.jsonl.gz data/aishell2/{train,dev-ios}/cuts.jsonl.gz \
-  data/spoken/cuts.jsonl.gz --resumes "exp/xllm/image$tag" exp/xllm/speech --makes "exp/xllm/image$tag/final/model.safetensors" exp/xllm/speech/final/model.safetensors -- \
+  data/understood/cuts.jsonl.gz --resumes "exp/xllm/image$tag" exp/xllm/speech \
+  --makes "exp/xllm/image$tag/final/model.safetensors" exp/xllm/speech/final/model.safetensors -- \
   train_side_by_side image speech
 
 mapfile -t video_configs < <(configs_of video)
@@ -461,10 +492,14 @@ stage 50 "score the X-LLM's recognition" --needs "${test_cuts[@]}" "${llm_hypoth
 
 judged=exp/judge/summary$tag.json
 judge() {
-  local -a words=()
+  local -a words=() table=()
   python3 local/llava_test.py texts --answers "$answers" --out "exp/judge/texts$tag.jsonl"
-  translate "exp/judge/texts$tag.jsonl" "exp/judge/english$tag.jsonl" --from zh_CN --to en_XX
-  python3 local/llava_test.py answers --answers "$answers" --table "exp/judge/english$tag.jsonl" --out "exp/judge/answers$tag.jsonl"
+  if [ -s "exp/judge/texts$tag.jsonl" ]; then # a model that says nothing is judged too
+    xllm-speech prepare translate --input "exp/judge/texts$tag.jsonl" --out "exp/judge/english$tag.jsonl" --from zh_CN --to en_XX \
+      --cache data/translations.sqlite --max-rejected "$max_rejected" "${judge_translate_words[@]}"
+    table=(--table "exp/judge/english$tag.jsonl")
+  fi
+  python3 local/llava_test.py answers --answers "$answers" "${table[@]}" --out "exp/judge/answers$tag.jsonl"
   if [ -e "$llava/caps_boxes_coco2014_val_80.jsonl" ]; then words+=(--contexts "$llava/caps_boxes_coco2014_val_80.jsonl"); fi
   if [ -e "$llava/rule.json" ]; then words+=(--rules "$llava/rule.json"); fi
   xllm-speech judge run --questions "$llava/question90.jsonl" --answers "exp/judge/answers$tag.jsonl" \
@@ -476,7 +511,9 @@ judge() {
 judge_makes=()
 if [ -n "$judge_url" ]; then
   judge_makes=("$judged")
-  stage 51 "translate the answers and have them judged" --with "judge=$judge_model" --needs "$answers" --makes "$judged" -- \
+  mapfile -t judge_files < <(existing "$llava"/{question90.jsonl,qa90_gpt4_answer.jsonl,caps_boxes_coco2014_val_80.jsonl,rule.json})
+  stage 51 "translate the answers and have them judged" --with "judge=$judge_model" "translate=${judge_translate_words[*]}" \
+    --needs "$answers" "${judge_files[@]}" --makes "$judged" -- \
     judge
 elif ((stage <= 51 && stop_stage >= 51)); then
   printf 'stage 51: answers are not judged: no --judge-url names an OpenAI-compatible endpoint\n' >&2
@@ -492,10 +529,13 @@ stage 52 "tables beside the paper's, report" --with "tag=$tag" --needs "${scores
   ../../local/show_results.py --makes exp/report/metrics.json exp/report/index.html RESULTS.md -- \
   show_results
 
-end_stages
+# ---------------------------------------------------------------- 60-69 demo and export
 
-if [ "$dry_run" = true ]; then
-  if have_python; then check_inputs --plan; fi
-elif [ "$stop_stage" -lt 52 ]; then
-  python3 ../../local/show_results.py --minutes exp/minutes.tsv --out exp/report/metrics.json "${results[@]}"
-fi
+stage 60 "export the X-LLM as one folder" --with "options=$export_options" \
+  --needs "$model/final/model.safetensors" "${interfaces[@]}" exp/asr/average/model.safetensors exp/weights/eva/model.safetensors \
+  "${glm_there[@]}" exp/report/metrics.json --makes "exp/export$tag/model.safetensors" "exp/export$tag/README.md" -- \
+  export_model "$model" "exp/export$tag" "AISHELL-1, AISHELL-2, VSDial-CN, pictures ($pictures) and clips (egs/vsdial_cn)."
+
+stage_demo "exp/export$tag"
+
+end_recipe

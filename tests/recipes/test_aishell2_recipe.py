@@ -69,18 +69,23 @@ def test_recipe_runs_to_its_table_and_again_does_nothing(recipe: Path, words: li
     assert "paper 8.7" in ios
     assert f"{metrics['cif_asr']['test-ios']['S']:.2f} (" in ios
     assert (recipe / "exp/report/index.html").stat().st_size > 1000
+    assert "AISHELL-1 and AISHELL-2" in (recipe / "exp/export/README.md").read_text()
+    assert (recipe / "exp/export/llm/config.json").is_file()
 
     second = run(recipe, *words)
     assert second.returncode == 0, second.stderr
-    assert second.stdout.count(": up to date") == 12
+    assert second.stdout.count(": up to date") == 13
     assert "(not done yet)" not in second.stdout
 
     plan = run(recipe, *words, "--asr-options", "optim.lr=1e-4", "--dry-run")
     states = {line.split()[1]: line for line in plan.stdout.splitlines() if line.startswith("stage")}
     assert plan.returncode == 0
     assert "up to date" in states["3"]
-    for number in ("11", "12", "13", "14", "15", "21", "40", "50", "52"):
+    for number in ("11", "12", "13", "14", "15", "21", "40", "50", "52", "60"):
         assert "would run" in states[number], states[number]
+    asked = run(recipe, *words, "--stage", "65")
+    assert asked.returncode == 2
+    assert "only with --demo true" in asked.stderr
 
 
 def test_without_corpora_the_plan_is_shown_and_a_run_says_what_is_missing(top: Path, tmp_path: Path) -> None:
@@ -88,7 +93,7 @@ def test_without_corpora_the_plan_is_shown_and_a_run_says_what_is_missing(top: P
     plan = run(recipe, "--dry-run", "true")
     assert plan.returncode == 0, plan.stderr
     numbers = [line.split()[1] for line in plan.stdout.splitlines() if line.startswith("stage")]
-    assert numbers == ["1", "2", "3", "11", "12", "13", "14", "15", "21", "40", "50", "52"]
+    assert numbers == ["1", "2", "3", "11", "12", "13", "14", "15", "21", "40", "50", "52", "60"]
     assert "4 of 4 corpora and weights are missing" in plan.stderr
     started = run(recipe)
     assert started.returncode == 1

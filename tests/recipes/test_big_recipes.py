@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -98,36 +99,55 @@ def test_a_step_sees_as_much_on_fewer_gpus(top: Path, given: str, paper: str, sa
     assert done.stdout.split()[1:] == [f"train.{word}" for word in said.split()]
 
 
-def test_speech_that_is_not_understood_is_dropped(top: Path, tmp_path: Path) -> None:
-    name = "egs/vsdial_cn/local/spoken.py"
-    rows = []
-    for number, text in enumerate(("有几个人", "天气如何")):
-        corpora.wav(tmp_path / f"all/wav/{number}.wav", 0.3)
-        rows.append({"id": f"s{number}", "text": text, "path": f"wav/{number}.wav", "speaker": "a", "duration_sec": 0.3})
-    write_jsonl(tmp_path / "all/speech.jsonl", rows)
-    done = script(top, name, "cuts", "--speech", str(tmp_path / "all"), "--out", str(tmp_path / "cuts.jsonl.gz"))
+def test_each_recording_is_kept_once(top: Path, tmp_path: Path) -> None:
+    rows = [{"id": f"q{number}", "recording": {"id": f"s{number % 2}"}} for number in range(5)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    words = ["--cuts", str(tmp_path / "train.jsonl"), "--out", str(tmp_path / "once.jsonl")]
+    done = script(top, "egs/vsdial_cn/local/spoken.py", *words)
     assert done.returncode == 0, done.stderr
-    cuts = [row for _, row in read_jsonl(tmp_path / "cuts.jsonl.gz")]
-    assert [(row["id"], row["supervisions"][0]["text"]) for row in cuts] == [("s0", "有几个人"), ("s1", "天气如何")]
+    assert [row["id"] for _, row in read_jsonl(tmp_path / "once.jsonl")] == ["q0", "q1"]
 
-    heard = tmp_path / "heard.jsonl"
-    keep = ["keep", "--speech", str(tmp_path / "all"), "--heard", str(heard), "--out", str(tmp_path / "kept")]
-    write_jsonl(heard, [{"id": "s0", "text": "有几个人"}])
-    assert "1 recordings were not recognised, first s1" in script(top, name, *keep).stderr
-    write_jsonl(heard, [{"id": "s0", "text": "有几个人"}, {"id": "s1", "text": "完全不同"}])
-    assert script(top, name, *keep).returncode == 0
-    kept = [row for _, row in read_jsonl(tmp_path / "kept/speech.jsonl")]
-    assert [row["id"] for row in kept] == ["s0"]
-    assert (tmp_path / "kept" / kept[0]["path"]).resolve() == (tmp_path / "all/wav/0.wav").resolve()
-    dropped = [row for _, row in read_jsonl(tmp_path / "kept/rejected.jsonl")]
-    assert dropped[0]["reason"] == "`天气如何` was heard as `完全不同`"
-    plain = script(top, name, "keep", "--speech", str(tmp_path / "all"), "--out", str(tmp_path / "whole"))
-    assert "nothing was filtered" in plain.stdout
 
-    again = [{**row, "id": f"{row['id']}-again"} for row in cuts]
-    write_jsonl(tmp_path / "train.jsonl", [*cuts, *again])
-    script(top, name, "once", "--cuts", str(tmp_path / "train.jsonl"), "--out", str(tmp_path / "once.jsonl"))
-    assert [row["id"] for _, row in read_jsonl(tmp_path / "once.jsonl")] == ["s0", "s1"]
+TRANSCRIBE = """
+set -euo pipefail
+stage_dir=. stage_current=16 nj=1 device=cpu decode_cmd=local decode_parts=3
+. {top}/utils/run_cmd.sh
+. {top}/local/big_recipes.sh
+xllm-speech() {{ # transcribe --cuts CUTS --out OUT ...
+  echo "part ${{5##*/}}" >>asked
+  if [ "${{5##*/}}" = "$(cat fails)" ]; then return 1; fi
+  zcat "$3" >"$5" && echo '{{"model": "m", "utterances": 2}}' >"$5.meta.json"
+}}
+transcribe cuts.jsonl.gz heard.jsonl --model m
+"""
+
+
+def test_parts_that_were_finished_before_a_kill_are_taken_up(top: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "house/egs/x"
+    folder.mkdir(parents=True)
+    (tmp_path / "house/local").symlink_to(top / "local")
+    write_jsonl(folder / "cuts.jsonl.gz", ({"id": f"u{number}"} for number in range(6)))
+    (folder / "16.began").write_text("needs model 1\n")
+
+    def transcribe(fails: str) -> tuple[int, list[str]]:
+        (folder / "fails").write_text(fails)
+        (folder / "asked").write_text("")
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-c", TRANSCRIBE.format(top=top)], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True,
+            text=True, timeout=60, check=False,
+        )
+        return done.returncode, (folder / "asked").read_text().splitlines()
+
+    assert transcribe("2.jsonl") == (1, ["part 1.jsonl", "part 2.jsonl", "part 3.jsonl"])
+    assert not (folder / "heard.jsonl").exists()
+    assert transcribe("none") == (0, ["part 2.jsonl"])
+    assert [row["id"] for _, row in read_jsonl(folder / "heard.jsonl")] == [f"u{number}" for number in range(6)]
+    assert not (folder / "heard.jsonl.parts").exists()
+
+    assert transcribe("2.jsonl")[0] == 1
+    (folder / "16.began").write_text("needs model 2\n")  # another model: nothing of the old parts is taken
+    assert transcribe("none") == (0, ["part 1.jsonl", "part 2.jsonl", "part 3.jsonl"])
 
 
 def test_llava_test_finds_its_pictures_and_hands_answers_to_the_judge(top: Path, tmp_path: Path) -> None:

@@ -114,8 +114,24 @@ def _add_vsdial(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     voice.add_argument("--espnet", type=Path, metavar="DIR", help="folder of an espnet2 TTS model (config.yaml and .pth)")
     voice.add_argument("--espeak", action="store_true", help="eSpeak NG, for smoke tests")
     speak.add_argument("--speakers", nargs="+", metavar="NAME", help="speakers to draw from (default: those of the voice)")
+    speak.add_argument("--licence", default="", metavar="TEXT", help="of the recordings, told of each (default: none)")
     speak.add_argument("--seed", type=int, default=1, metavar="N", help="of the choice of speakers (1)")
     _add_jobs_and_rejected(speak)
+
+    cuts = commands.add_parser("speech-cuts", help="speech.jsonl to cuts, for `xllm-speech transcribe`")
+    cuts.add_argument("--speech", type=Path, required=True, metavar="DIR", help="folder with speech.jsonl")
+    cuts.add_argument("--out", type=Path, required=True, metavar="FILE", help="cuts.jsonl.gz to write")
+
+    trip = commands.add_parser("round-trip", help="drop speech that a recogniser did not understand")
+    what = trip.add_mutually_exclusive_group(required=True)
+    what.add_argument("--speech", type=Path, metavar="DIR", help="folder with speech.jsonl")
+    what.add_argument("--cuts", type=Path, metavar="FILE", help="or cuts with their texts")
+    trip.add_argument("--heard", type=Path, required=True, metavar="FILE", help="what `xllm-speech transcribe` wrote of it")
+    trip.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets what was understood, and rejected.jsonl")
+    trip.add_argument("--max-cer", type=float, default=0.3, metavar="X", help="largest share of wrong characters (0.3)")
+    trip.add_argument(
+        "--max-dropped", type=float, default=0.5, metavar="SHARE", help="largest share that may be dropped, 0..1 (0.5)"
+    )
 
     build = commands.add_parser("vsdial-cn", help="VSDial-CN from VisDial v1.0, translations, speech and pictures")
     _add_annotations(build, "visdial_1.0_train.json ...")

@@ -80,6 +80,15 @@ def prepare_corpus(args: argparse.Namespace) -> dict[str, float]:
             return _translate(args)
         case "synthesise":
             return _synthesise(args)
+        case "speech-cuts":
+            from xllm_speech.base.files import write_jsonl
+            from xllm_speech.datasets.round_trip import speech_cuts
+
+            return {"cuts": write_jsonl(args.out, speech_cuts(args.speech))}
+        case "round-trip":
+            from xllm_speech.datasets.round_trip import keep_understood
+
+            return keep_understood(args.out, args.heard, args.speech, args.cuts, args.max_cer, args.max_dropped)
         case "vsdial-cn":
             from xllm_speech.manifests.vsdial_cn import VsdialSettings, prepare_vsdial_cn
 
@@ -154,7 +163,7 @@ def _synthesise(args: argparse.Namespace) -> dict[str, float]:
     else:
         voice = synthesis.EspeakVoice(args.speakers or synthesis.ESPEAK_SPEAKERS)
     texts = synthesis.read_spoken_texts(args.input, args.texts)
-    return synthesis.synthesise(texts, voice, args.out, args.seed, args.jobs, args.max_rejected)
+    return synthesis.synthesise(texts, voice, args.out, args.seed, args.jobs, args.max_rejected, args.licence)
 
 
 def _instructions(args: argparse.Namespace) -> dict[str, float]:

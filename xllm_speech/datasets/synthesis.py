@@ -4,12 +4,13 @@
     espnet2    a local folder of a trained TTS model
     eSpeak NG  for smoke tests
 
-    OUT/speech.jsonl         one row per text: id, text, path (from OUT), speaker, duration in seconds; written last
+    OUT/speech.jsonl         one row per text: id, text, path (from OUT), speaker, duration in seconds, provenance (the voice)
+                             and, where it is told, licence; written last
     OUT/wav/ab/<id>.flac     16 kHz, mono; each written whole or not at all
     OUT/rejected.jsonl       texts that could not be spoken
 
-The name of a recording is a hash of voice, speaker and text: a rerun speaks only what is not there. `keep_by_round_trip`
-tells which of them a recogniser understands.
+The name of a recording is a hash of voice, speaker and text: a rerun speaks only what is not there. `datasets.round_trip`
+drops those that a recogniser does not understand.
 """
 
 from __future__ import annotations
@@ -40,8 +41,6 @@ from xllm_speech.datasets.espeak import ENGINE_HZ
 from xllm_speech.manifests.pictures import clean_text, is_whole
 from xllm_speech.manifests.visdial_source import question_key
 from xllm_speech.manifests.vsdial_cn import SPEECH_NAME
-from xllm_speech.metrics.alignment import align
-from xllm_speech.text.normalise import normalise
 
 log = logging.getLogger(__name__)
 
@@ -236,10 +235,11 @@ def read_spoken_texts(path: str | Path, texts: str | Path | None = None) -> Iter
 
 def synthesise(
     texts: Iterable[str], voice: Voice, out: str | Path, seed: int = 1, jobs: int = 1, max_rejected: float = DEFAULT_MAX_SHARE,
+    licence: str = "",
 ) -> dict[str, float]:
     """Speak every different text by a speaker that seed and text choose; the module's docstring tells the files.
 
-    Texts that differ only in what `question_key` passes over are one.
+    Texts that differ only in what `question_key` passes over are one. licence: of the recordings, to be told of each.
 
     Returns: `recordings`, `hours`, `spoken_now` and `rejected`.
 
@@ -266,7 +266,7 @@ def synthesise(
                 if isinstance(row, str):
                     rejects.add(text[:60], out, f"cannot speak {text!r}: {row}", "not-spoken")
                 else:
-                    rows.append(row)
+                    rows.append({**row, **({"licence": licence} if licence else {})})
                     spoken_now += fresh
     rejects.write(out / REJECTED_NAME)
     rejects.check(len(rows) + len(rejects.rows), out / REJECTED_NAME)
@@ -297,19 +297,6 @@ def _speak(text: str, voice: Voice, out: Path, seed: int) -> tuple[dict[str, Any
         return str(error), False
     row = {
         "id": name, "text": text, "path": os.path.relpath(path, out), "speaker": speaker,
-        "duration_sec": round(duration_sec, 4),
+        "duration_sec": round(duration_sec, 4), "provenance": f"synthesised: {voice.name}",
     }
     return row, fresh
-
-
-def keep_by_round_trip(pairs: Iterable[tuple[str, str]], max_cer: float = 0.3) -> list[bool]:
-    """Whether each (text, what a recogniser heard) agrees: character error rate of the normal forms at most `max_cer`.
-
-    A recording that a good recogniser does not understand is badly spoken, or its text was badly translated.
-    """
-    kept = []
-    for text, heard in pairs:
-        wanted = normalise(text).replace(" ", "")
-        counts = align(wanted, normalise(heard).replace(" ", "")).counts
-        kept.append(counts.N > 0 and counts.errors <= max_cer * counts.N)
-    return kept

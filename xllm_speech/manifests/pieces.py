@@ -79,7 +79,7 @@ class SetPlan:
     are added up. group: (name, key of a row) of what is counted once, such as speakers or pictures. settings: whatever
     rows depend on. sources: annotation files; another size or date makes finished pieces stale. published: number that
     the corpus is known to have. roughly: that number is known to 1 % only. shares: fault kind -> share of its own that may
-    be bad. ids_unique: by construction.
+    be bad. ids_unique: by construction. provenance: where its parts come from, and their licences, for statistics.json.
     """
 
     name: str
@@ -96,6 +96,7 @@ class SetPlan:
     shares: Mapping[str, float] = field(default_factory=dict)
     ids_unique: bool = False
     piece_items: int = PIECE_ITEMS
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def prepare_sets(
@@ -140,7 +141,8 @@ def prepare_set(
         counts["left_out"] = sum(total["left_out"].values())
     statistics = {**counts, "rejected_kinds": total["rejected"], "left_out_kinds": total["left_out"]}
     _compare(plan, total, statistics)
-    write_json(folder / STATISTICS_NAME, {"statistics": statistics, "settings": dict(plan.settings)})
+    told = {"provenance": dict(plan.provenance)} if plan.provenance else {}
+    write_json(folder / STATISTICS_NAME, {"statistics": statistics, "settings": dict(plan.settings), **told})
     _join(pieces.paths("jsonl.gz"), folder / plan.manifest)
     shutil.rmtree(pieces.folder, ignore_errors=True)
     kinds = ", ".join(f"{kind} {n}" for kind, n in [*total["rejected"].items(), *total["left_out"].items()])

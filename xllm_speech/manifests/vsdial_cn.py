@@ -1,11 +1,14 @@
 """VSDial-CN from its parts: VisDial v1.0, its texts in Chinese, its questions spoken, and the pictures (paper, A.1).
 
     translations    jsonl of {"source", "target"}, as `prepare translate` writes it
-    speech          folder with speech.jsonl, {"text", "path", "speaker"}, as `prepare synthesise` writes it; paths hold
-                    from the folder. Recordings of people are brought in the same way.
+    speech          folder with speech.jsonl, {"text", "path"} and, where they are known, "speaker", "provenance", "licence",
+                    as `prepare synthesise` writes it; paths hold from the folder. Recordings of people are brought in the
+                    same way.
 
-One recording serves every round that asks its question. The test split gives `test-orig`, a seeded choice of rounds with an
-answer; questions of one's own about its pictures, jsonl of {"image_id", "question"} with "answer" or not, give `test-art`.
+Where a recording comes from and its licence ride on the `custom` of its cuts; where the rest does, and how it is licensed,
+stands in statistics.json of each set. One recording serves every round that asks its question. The test split gives
+`test-orig`, a seeded choice of rounds with an answer; questions of one's own about its pictures, jsonl of {"image_id",
+"question"} with "answer" or not, give `test-art`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import hashlib
 import heapq
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +41,11 @@ from xllm_speech.records.manifest import Conversation, ConversationItem, Message
 log = logging.getLogger(__name__)
 
 SPEECH_NAME = "speech.jsonl"
+# Of the parts (visualdialog.org; cocodataset.org/#termsofuse). The whole is under all of them together.
+LICENCES = {
+    "dialogues": "CC BY 4.0 (VisDial v1.0)",
+    "pictures": "their photographers', by the terms of Flickr (COCO and VisualDialog); not part of the corpus",
+}
 SETS = {"train": "train", "val": "dev", "test": "test-orig"}
 ART_SET = "test-art"
 
@@ -48,6 +57,16 @@ class VsdialSettings:
     translations: str | None = None
     test_count: int = 2000
     seed: int = 1
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recording: its file, who speaks, where it comes from and under which licence it is, as far as that is known."""
+
+    path: str
+    speaker: str | None = None
+    provenance: str | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,16 +128,21 @@ def read_table(path: str | Path) -> dict[str, str]:
     return table
 
 
-def read_speech(folder: Path) -> dict[str, tuple[str, str | None]]:
-    """Key of a question -> (path, speaker) of its recording."""
+def read_speech(folder: Path) -> dict[str, Recorded]:
+    """Key of a question -> its recording; of several the first.
+
+    Raises:
+        DataError: no speech.jsonl, or a line of it that names no text and file.
+    """
     path = folder / SPEECH_NAME
     if not path.is_file():
         raise DataError(f"{path}: no such file; `xllm-speech prepare synthesise` writes it, or write one for your recordings")
-    found: dict[str, tuple[str, str | None]] = {}
+    found: dict[str, Recorded] = {}
     for number, row in read_jsonl(path):
         if not isinstance(row.get("text"), str) or not isinstance(row.get("path"), str):
             raise DataError(f"{path}:{number}: no `text` and `path`")
-        found.setdefault(question_key(row["text"]), (str(folder / row["path"]), row.get("speaker")))
+        told = {key: str(row[key]) for key in ("speaker", "provenance", "licence") if row.get(key) is not None}
+        found.setdefault(question_key(row["text"]), Recorded(str(folder / row["path"]), **told))
     return found
 
 
@@ -208,14 +232,22 @@ class _Maker:
         found = self.pictures.check(item, picture_names(entry.image_id))
         if isinstance(found, Fault):
             return found
-        recording = self.recording(spoken[0])
+        recording = self.recording(spoken.path)
         if isinstance(recording, str):
             return Fault(item.id, item.where, recording, "unreadable-audio")
         custom = {
             "image": found[0], "caption": caption, "dialog_id": f"{entry.split}-{entry.image_id}", "round": entry.round,
             **({} if answer is None else {"answer": answer}),
+            **({} if spoken.provenance is None else {"provenance": spoken.provenance}),
+            **({} if spoken.licence is None else {"licence": spoken.licence}),
         }
-        return _cut_row(item.id, question, spoken[1], recording, custom)
+        return _cut_row(item.id, question, spoken.speaker, recording, custom)
+
+    def provenance(self) -> dict[str, Any]:
+        """What is known of the recordings: each provenance and licence with the number of recordings."""
+        told = Counter((one.provenance or "not told", one.licence or "not told") for one in self.speech.values())
+        rows = [{"from": source, "licence": licence, "recordings": n} for (source, licence), n in told.most_common()]
+        return {"speech": rows}
 
 
 def _open_recording(path: str) -> Recording | str:
@@ -260,6 +292,11 @@ def _prepare(
         sources=[source, maker.folder / SPEECH_NAME, *([Path(settings.translations)] if settings.translations else [])],
         measure=lambda row: {"hours": row["duration"] / 3600, "characters": len(row["supervisions"][0]["text"])},
         group=("recordings", lambda row: str(row["recording"]["id"])),
+        provenance={
+            "dialogues": {"from": source.name, "licence": LICENCES["dialogues"]},
+            "pictures": {"from": [str(folder) for folder in maker.pictures.folders], "licence": LICENCES["pictures"]},
+            "translations": {"from": settings.translations or "none: the texts are in Chinese"}, **maker.provenance(),
+        },
     )
     counts = prepare_set(out, plan, jobs, max_rejected)
     cuts = (row for _, row in read_jsonl(out / name / CUTS_NAME))

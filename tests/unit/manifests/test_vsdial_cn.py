@@ -102,3 +102,19 @@ def test_broken_tables(parts: Path, name: str, text: str) -> None:
     (parts / name).write_text(text + "\n")
     with pytest.raises(DataError, match=rf"{name}:1: no `"):
         prepare(parts, [corpora.visdial(parts)])
+
+
+def test_where_everything_comes_from_is_told(parts: Path) -> None:
+    speech = parts / "speech/speech.jsonl"
+    rows = [row for _, row in read_jsonl(speech)]
+    rows = [{**row, "provenance": "synthesised: a voice"} for row in rows[:-1]] + [{**rows[-1], "licence": "CC0"}]
+    write_jsonl(speech, rows)
+    prepare(parts, [corpora.visdial(parts)])
+    told = {(cut.custom.get("provenance"), cut.custom.get("licence")) for cut in load_cuts(parts / "out/train/cuts.jsonl.gz")}
+    assert told == {("synthesised: a voice", None), (None, "CC0")}
+    provenance = json.loads((parts / "out/train/statistics.json").read_text())["provenance"]
+    assert provenance["dialogues"] == {"from": "visdial_1.0_train.json", "licence": "CC BY 4.0 (VisDial v1.0)"}
+    assert provenance["speech"] == [
+        {"from": "synthesised: a voice", "licence": "not told", "recordings": len(rows) - 1},
+        {"from": "not told", "licence": "CC0", "recordings": 1},
+    ]
