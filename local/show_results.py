@@ -5,7 +5,7 @@
 
 Every KEY=FILE puts the CER of a score file under its key (model, set and condition, separated by `/`); `--answers FILE` merges
 what score_answers.py wrote, intervals too. Keys that another stage wrote into metrics.json stay as they are. A file that is not
-there yet is left out, and said so. Where there are scores of one model only, the table shows them with their counts, else models
+there yet is left out, and said so. Scores of one model alone are shown with their counts, else models
 and conditions stand side by side as in the paper's Table 4, with questions about pictures and clips below, each beside what is
 reached without the picture, the speech or the clip. `--markdown` writes a recipe's RESULTS.md: what is in metrics.json beside
 the paper's Table 4, what was judged beside its Table 1, and the hours of the stages.
