@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture that the speech is about, for all of it")
     parser.add_argument("--no-images", action="store_true", help="ignore the pictures that cuts bring along")
     parser.add_argument("--no-captions", action="store_true", help="ignore the captions that cuts bring along (cif)")
+    parser.add_argument("--with-captions", action="store_true",
+                        help="llm: the captions that cuts bring along stand in the prompt as text (S+L, S+V+L)")
     parser.add_argument("--out", metavar="FILE", help="where to write; default and `-`: standard output")
     parser.add_argument("--format", choices=("json", "text", "srt", "ctm", "textgrid"), help="json in a file, else text")
     search = parser.add_argument_group("search")
@@ -104,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
             f"{written.files[0]}.meta.json",
             described | {
                 "images": not args.no_images or args.image is not None,
-                "captions": args.method == "cif" and not args.no_captions,
+                "captions": args.with_captions if args.method == "llm" else not args.no_captions,
                 "utterances": report.utterances, "failed": len(report.failed), "audio_sec": report.audio_sec,
                 "wall_sec": wall_sec, "includes": "reading audio or features, model and search; not loading the model",
                 "rtf": wall_sec / report.audio_sec if report.audio_sec else None,
@@ -123,6 +125,7 @@ def _load_cif(args: argparse.Namespace, device: Any) -> tuple[Callable[..., Any]
 
     for option in ("wording", "max_tokens", "draft"):
         require(vars(args)[option] is None, f"--{option.replace('_', '-')} is for --method llm; leave it away")
+    require(not args.with_captions, "--with-captions is for --method llm; a CIF ASR model takes captions where it has them")
     beam = 5 if args.beam is None else args.beam
     model = CifAsr.from_pretrained(args.model, device)
     if args.no_guard:
@@ -170,7 +173,8 @@ def _load_llm(args: argparse.Namespace, device: Any) -> tuple[Callable[..., Any]
     hotwords = None if args.hotwords is None else Hotwords(args.hotwords, args.hotword_bonus)
     model = XLLM.from_pretrained(args.model, device)
     recogniser = model.make_recogniser(
-        options, args.image, not args.no_images, args.wording, args.channel, draft, guard, told, hotwords=hotwords
+        options, args.image, not args.no_images, args.wording, args.channel, draft, guard, told, args.with_captions,
+        hotwords,
     )
     bias = recogniser.answerer.verifier.bias
     described = model.describe(args.wording) | {
