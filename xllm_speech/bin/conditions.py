@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set-name", metavar="NAME", help="name of the test set, for the tables")
     parser.add_argument("--numbers", action="store_true", help="read digits in Mandarin on both sides (123 = 一百二十三)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="llm: most tokens of a text (default: 256)")
-    parser.add_argument("--no-guard", action="store_true", help="llm: take its text as it is (see transcribe)")
+    parser.add_argument("--no-guard", action="store_true", help="take texts as they are, on silence too (see transcribe)")
     parser.add_argument("--batch-sec", type=float, default=60.0, help="audio seconds decoded together (default: 60)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")

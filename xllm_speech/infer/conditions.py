@@ -69,7 +69,7 @@ class ConditionsJob:
     """What is recognised and how.
 
     conditions: names from `CONDITIONS`, the first is the one that others are compared with. wordings: also every wording of
-    the instruction (`llm`). guard: as for `XLLM.transcribe`. limit: the first so many utterances, 0 for all. seed: of the
+    the instruction (`llm`). guard: False takes texts as they are. limit: the first so many utterances, 0 for all. seed: of the
     wrong images and the bootstrap.
 
     Raises:
@@ -125,6 +125,8 @@ def load_recogniser(path: Path, method: str, job: ConditionsJob, device: torch.d
 def _load_cif(path: Path, job: ConditionsJob, device: torch.device) -> Recogniser:
     require(not job.wordings, "--wordings is for --method llm: a CIF ASR model takes no instruction")
     model = CifAsr.from_pretrained(path, device)
+    if not job.guard:
+        model.guard = None
     refusals = {}
     if not model.sees_images:
         refusals["image"] = f"the CIF ASR model in {model.folder} was trained without pictures"
@@ -135,7 +137,7 @@ def _load_cif(path: Path, job: ConditionsJob, device: torch.device) -> Recognise
         return model.stream(cuts, batch_sec=job.batch_sec, report=report)
 
     described = {"model": str(path), "checkpoint_sha256": model.weights_sha256, "method": "cif", "prompt": None}
-    return Recogniser("cif", described | {"config": {"search": "greedy"}}, stream, refusals)
+    return Recogniser("cif", described | {"config": {"search": "greedy", "guard": job.guard}}, stream, refusals)
 
 
 def _load_llm(path: Path, job: ConditionsJob, device: torch.device) -> Recogniser:

@@ -229,6 +229,13 @@ def test_the_command_compares_an_xllm_under_all_conditions_and_wordings(folder, 
         for name in CONDITIONS
     }
     assert len({tuple(rows) for rows in texts.values()}) == 6  # what is seen and read changes what a chance model writes
+    told = ["--with-captions", "--max-tokens", "6", "--no-guard", "--device", "cpu", "--out", str(folder / "told.jsonl")]
+    words_of_transcribe = ["transcribe", "--method", "llm", "--model", str(xllm_dir), "--cuts", str(folder / "cuts.jsonl.gz")]
+    assert entry.main([*words_of_transcribe, *told]) == 0
+    lines = (folder / "told.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["text"] for line in lines[:3]] == texts["S+V+L"]
+    assert json.loads((folder / "told.jsonl.meta.json").read_text())["captions"] is True
+    capsys.readouterr()
     assert entry.main([*words, "--model", str(model_dir), "--out", str(folder / "cif")]) == 1
     assert "was trained without pictures" in capsys.readouterr().err
     assert entry.main([*words, "--model", str(model_dir), "--out", str(folder / "cif"), "--wordings"]) == 1
