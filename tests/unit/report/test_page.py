@@ -87,7 +87,7 @@ def test_text_of_others_is_text(exp):
 def test_files_with_faults_are_told(exp, capsys):
     (exp / "score" / "test_one" / "llm_S.json").write_text("{")
     (exp / "judge").mkdir()
-    (exp / "judge" / "mine.jsonl").write_text('{"category": "conv", "content": "8 9"}\n')
+    (exp / "judge" / "mine.jsonl").write_text('{"question_id": null, "category": "conv", "content": "8 9"}\n')
     assert main(["report", str(exp), "--samples", "0"]) == 0
     error = capsys.readouterr().err
     assert "score/test_one/llm_S.json: not JSON" in error
