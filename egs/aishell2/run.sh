@@ -51,7 +51,7 @@ weights=$(absolute "$weights_dir")
 check_inputs() { # more options
   python3 ../../local/check_weights.py --stage "$stage" --stop-stage "$stop_stage" "$@" \
     "aishell1@1:--aishell1-dir=$aishell1" "aishell2@1:--corpus-dir=$corpus" \
-    "chatglm@21,40:--weights-dir=$weights/chatglm-6b" "bert@21:--weights-dir=$weights/bert-base-chinese"
+    "chatglm@21,40,60:--weights-dir=$weights/chatglm-6b" "bert@21:--weights-dir=$weights/bert-base-chinese"
 }
 if [ "$dry_run" = false ]; then check_inputs; fi
 

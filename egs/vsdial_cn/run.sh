@@ -133,16 +133,20 @@ if [ "${#judge_translate_words[@]}" -eq 0 ]; then judge_translate_words=("${tran
 
 inputs=("visdial@0-1:--visdial-dir=$visdial" "coco@1,5,41:--coco-dir=$coco" "aishell1@1:--aishell1-dir=$aishell1"
   "aishell2@1:--aishell2-dir=$aishell2" "msrvtt@4:--msrvtt-dir=$msrvtt" "activitynet@4:--activitynet-dir=$activitynet"
-  "minigpt4@5:--minigpt4-dir=$minigpt4" "llava@41,51:--llava-dir=$llava" "chatglm@21,22,30,40,41:--weights-dir=$glm"
-  "bert@11,13,21:--weights-dir=$bert" "eva@20:--weights-dir=$eva")
+  "minigpt4@5:--minigpt4-dir=$minigpt4" "llava@41,51:--llava-dir=$llava" "chatglm@21,22,30,40,41,60:--weights-dir=$glm"
+  "bert@11,13,16,21,60:--weights-dir=$bert" "eva@20:--weights-dir=$eva")
 for name in "${corpora[@]}"; do
   place=${name//-/_}
   if [ "$name" != coco ]; then inputs+=("$name@5:--${name}-dir=${!place-}"); fi
   if [ "$name" = wukong ]; then inputs+=("similarity@5:--weights-dir=$similarity"); fi
 done
-if [[ $asr_sees == *image* ]]; then inputs+=("clip@11,13:--weights-dir=$clip"); fi
+if [[ $asr_sees == *image* ]]; then inputs+=("clip@11,13,16,60:--weights-dir=$clip"); fi
 if [ "$init" = true ]; then inputs+=("blip2@20:--weights-dir=$blip2"); fi
-if [ -z "$translate_options" ]; then inputs+=("mbart@0,4,5:--weights-dir=${translate_words[1]}"); fi
+if [ -z "$translate_options" ]; then
+  judging=
+  if [ -n "$judge_url" ] && [ -z "$judge_translate_options" ]; then judging=,51; fi
+  inputs+=("mbart@0,4,5$judging:--weights-dir=${translate_words[1]}")
+fi
 if [ -z "$speech_options$speech_command" ]; then inputs+=("tts@0:--weights-dir=${speech_words[1]}"); fi
 check_inputs() { # more options
   python3 ../../local/check_weights.py --stage "$stage" --stop-stage "$stop_stage" "$@" "${inputs[@]}"
@@ -259,8 +263,8 @@ picture_data=data/pictures_$pictures/conversations.jsonl.gz
 prepare_pictures() {
   local one file
   local -a train=() dev=()
-  for one in "${corpora[@]}" minigpt4; do
-    prepare_media "$one"
+  for_each "$nj" prepare_media "${corpora[@]}" minigpt4
+  for one in "${corpora[@]}" minigpt4; do # one after the other: a translator may need all of the GPU
     translate_media "$one"
     if [ "$one" = minigpt4 ]; then continue; fi
     for file in data/zh/"$one"/*/conversations.jsonl.gz; do
