@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,7 +66,8 @@ class LmDataConfig:
     alike; a caption tells which is meant. twin_share: of utterances with such a word, how many are spelt with the other one.
     held_out: captions kept out of training for evaluation. batch_size: prompts. epoch_batches: batches in an epoch.
     pool_batches: so many batches are drawn together and sorted by length. scramble_chars: longest string by chance.
-    most_questions: in one prompt of several.
+    most_questions: in one prompt of several. signs: words of captions; where given, these alone stand for a picture or clip,
+    in their order and each as one token of its own (`sign`): as few as an interface has vectors, and nothing to spell out.
     """
 
     texts: str = ""
@@ -77,11 +79,13 @@ class LmDataConfig:
     pool_batches: int = 10
     scramble_chars: int = 12
     most_questions: int = 4
+    signs: list[str] = field(default_factory=list)
     seed: int = 1
     mix: LmMix = field(default_factory=LmMix)
 
     def __post_init__(self) -> None:
         require(all(len(pair) == 2 and all(pair) for pair in self.twins), f"data.twins {self.twins}: pairs of two words each")
+        require(all(self.signs), f"data.signs {self.signs}: an empty word")
         require(0 <= self.twin_share <= 1, f"data.twin_share {self.twin_share} must lie in 0..1")
         require(self.held_out >= 1, f"data.held_out {self.held_out} must be at least 1")
         for name, value in (("batch_size", self.batch_size), ("epoch_batches", self.epoch_batches)):
@@ -194,6 +198,11 @@ def hold_out(rows: Sequence[TextRow], count: int, seed: int) -> tuple[list[TextR
     return kept, [first[caption] for caption in captions[:count]]
 
 
+def sign(word: str) -> str:
+    """The token that stands for a word of a caption in place of a picture or clip."""
+    return f"<{word}>"
+
+
 def media(kind: str, text: str) -> str:
     """Text in place of one media item, between its tags."""
     return f"{TAGS[kind].open}{text}{TAGS[kind].close}"
@@ -208,19 +217,31 @@ class LmSamples:
     """Draws prompts with answers from the text of a corpus.
 
     Args:
-        rows: to draw from. twins: pairs of words that sound alike. twin_share, scramble_chars, most_questions: as in
+        rows: to draw from. twins: pairs of words that sound alike. twin_share, scramble_chars, most_questions, signs: as in
             `LmDataConfig`.
+
+    Raises:
+        DataError: a caption holds none of the signs.
     """
 
     def __init__(
         self, rows: Sequence[TextRow], twins: Sequence[Sequence[str]] = (), twin_share: float = 0.5, scramble_chars: int = 12,
-        most_questions: int = 4,
+        most_questions: int = 4, signs: Sequence[str] = (),
     ) -> None:
         self.rows = list(rows)
         self.scenes = [row for row in rows if row.kind == "image"] or self.rows
         self.twins = {a: b for one, other in twins for a, b in ((one, other), (other, one))}
         self.twin_share, self.scramble_chars, self.most_questions = twin_share, scramble_chars, most_questions
         self.letters = sorted({letter for row in rows for text in row.texts() for letter in text})
+        longest_first = sorted(signs, key=lambda word: (-len(word), word))
+        self._sign = re.compile("|".join(map(re.escape, longest_first))) if signs else None
+        for row in rows:
+            if not self._shown(row):
+                raise DataError(f"{row.id}: the caption {row.caption} holds none of data.signs ({', '.join(signs)})")
+
+    def _shown(self, row: TextRow) -> str:
+        """What stands in place of a picture or clip."""
+        return row.caption if self._sign is None else "".join(map(sign, self._sign.findall(row.caption)))
 
     def draw(self, task: str, rng: random.Random) -> Sample:
         """One prompt of a task named in `LmMix`, by chance.
@@ -272,7 +293,7 @@ class LmSamples:
     def caption(self, row: TextRow, rng: random.Random) -> Sample:
         """A picture or clip -> its caption."""
         wording = rng.choice(INSTRUCTIONS["video" if row.kind == "video" else "caption"])
-        return Sample(row.id, "caption", media(row.kind, row.caption) + ask(wording), row.caption)
+        return Sample(row.id, "caption", media(row.kind, self._shown(row)) + ask(wording), row.caption)
 
     def question(self, row: TextRow, turn: tuple[str, str]) -> Sample:
         """A typed question about a picture or clip -> its answer."""
@@ -280,7 +301,7 @@ class LmSamples:
 
     def questions(self, row: TextRow, turns: Sequence[tuple[str, str]]) -> Sample:
         """Typed questions about a picture or clip, in one prompt -> their answers."""
-        shown = media(row.kind, row.caption)
+        shown = media(row.kind, self._shown(row))
         hints, end = [], len(shown) + len(CHINESE.before) - len(SEPARATOR)
         for question, answer in turns:
             end += len(SEPARATOR) + len(question)
@@ -291,14 +312,14 @@ class LmSamples:
     def spoken(self, row: TextRow, turn: tuple[str, str], rng: random.Random) -> Sample:
         """A spoken question about a picture -> its answer; a word in it may be heard as its twin."""
         heard = self._mishear(turn[0], rng)
-        shown = media(row.kind, row.caption) + media("speech", heard)
+        shown = media(row.kind, self._shown(row)) + media("speech", heard)
         hint = (len(shown) - len(TAGS["speech"].close), turn[1])
         return Sample(row.id, "spoken", shown + ask(rng.choice(INSTRUCTIONS["vsd"])), turn[1], (hint,))
 
     def multimodal(self, row: TextRow, text: str, rng: random.Random) -> Sample:
         """A picture and an utterance -> the utterance; a word in it may be heard as its twin."""
         heard = self._mishear(text, rng)
-        prompt = media(row.kind, row.caption) + media("speech", heard) + ask(rng.choice(INSTRUCTIONS["masr"]))
+        prompt = media(row.kind, self._shown(row)) + media("speech", heard) + ask(rng.choice(INSTRUCTIONS["masr"]))
         return Sample(row.id, "multimodal", prompt, text)
 
     def _mishear(self, text: str, rng: random.Random) -> str:
@@ -361,7 +382,7 @@ def train_batches(
             continue
         rng = random.Random(_number("lm", config.seed, epoch, pool))
         found = [samples.draw(task, rng) for task in rng.choices(tasks, weights, k=count * config.batch_size)]
-        found.sort(key=lambda sample: len(sample.prompt) + len(sample.answer))
+        found.sort(key=lambda sample: len(frame.encode(sample.prompt + sample.answer)))
         starts = list(range(0, len(found), config.batch_size))
         rng.shuffle(starts)
         for number in mine[skip:]:

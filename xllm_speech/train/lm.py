@@ -22,8 +22,10 @@ from xllm_speech.datasets.lm import (
     LmFrame,
     LmSamples,
     Sample,
+    TextRow,
     hold_out,
     read_texts,
+    sign,
     train_batches,
 )
 from xllm_speech.llm.chatglm_model import ChatGLMForConditionalGeneration
@@ -136,15 +138,15 @@ class LmTask:
         self.texts_sha256 = sha256_file(data.texts)
         rows = read_texts(data.texts)
         training, held = hold_out(rows, data.held_out, data.seed)
-        self.samples = LmSamples(training, data.twins, data.twin_share, data.scramble_chars, data.most_questions)
-        self.tokenizer = load_vocabulary(make_vocabulary(known_texts([text for row in rows for text in row.texts()]),
-                                                         experiment.model.words))
+        self.samples = _samples(training, data)
+        words = [*experiment.model.words, *map(sign, data.signs)]
+        self.tokenizer = load_vocabulary(make_vocabulary(known_texts([text for row in rows for text in row.texts()]), words))
         glm = build_lm(experiment.model, self.tokenizer)
         self.model = AnswerModel(glm, experiment.hint_weight, experiment.hint_layer)
         ids = glm.config.special_ids
         self.frame = LmFrame(self.tokenizer.encode_plain, ids.gmask, ids.sop, ids.eop, ids.pad)
         self.device = fabric.device
-        self.questions = _evaluation(LmSamples(held, data.twins, data.twin_share, data.scramble_chars), experiment.eval_items)
+        self.questions = _evaluation(_samples(held, data), experiment.eval_items)
 
     def settings(self) -> dict[str, Any]:
         """All that shapes the run beside `optim` and `train`."""
@@ -199,6 +201,10 @@ class LmTask:
     def save_model(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         """Write an official-layout ChatGLM folder that `llm.load_llm` loads."""
         save_lm(folder, state, self.model.glm.config, self.tokenizer)
+
+
+def _samples(rows: Sequence[TextRow], data: LmDataConfig) -> LmSamples:
+    return LmSamples(rows, data.twins, data.twin_share, data.scramble_chars, data.most_questions, data.signs)
 
 
 def _evaluation(held: LmSamples, count: int) -> dict[str, list[Sample]]:

@@ -78,17 +78,22 @@ def questions_about(scene: Scene, pairs: Iterable[tuple[str, str]], about: Thing
         for colour, shape in pairs:
             if (colour, shape) not in here and scene.decides(shape):
                 found += _make("exist", "没有", colour=colour, shape=shape)
+            if not scene.with_shape(shape) and scene.decides(shape):
+                found += _make("count", NUMBERS[0], shape=shape)
     unique = {question.text: question for question in found}  # two objects of one shape give its count twice
     return list(unique.values())
 
 
 def choose(rng: np.random.Generator, candidates: list[Question], kinds: Iterable[str] = KINDS) -> Question:
-    """One question: first its kind, evenly among those that are possible, then whether it is there, then which."""
+    """One question: first its kind, evenly among those that are possible, then its answer where one would be right mostly.
+
+    So little is gained by guessing without the picture.
+    """
     possible = [kind for kind in kinds if any(question.kind == kind for question in candidates)]
     kind = possible[int(rng.integers(len(possible)))]
     rest = [question for question in candidates if question.kind == kind]
     answers = sorted({question.answer for question in rest})
-    if kind == "exist":  # absent pairs are many: choose yes or no first
+    if kind in ("exist", "count"):
         answer = answers[int(rng.integers(len(answers)))]
         rest = [question for question in rest if question.answer == answer]
     return rest[int(rng.integers(len(rest)))]

@@ -114,6 +114,26 @@ def test_prompts_hold_the_recipe_template_and_every_kind_of_medium(texts: Path) 
     assert samples.caption(clip, rng).prompt.split("问：")[1].removesuffix("\n答：") in INSTRUCTIONS["video"]
 
 
+def test_signs_stand_for_the_words_of_a_caption_and_for_nothing_else(texts: Path) -> None:
+    signs = ["形", "左上", "右下", *COLOURS, *SHAPES, "向左"]
+    samples, rng = LmSamples(read_texts(texts), TWINS, signs=signs), random.Random(1)
+    scene, clip = samples.rows[0], samples.rows[-1]
+    assert samples.question(scene, scene.dialog[0]).prompt == "<Image><左上><红><圆形></Image>问：圆形是什么颜色\n答："
+    assert samples.caption(clip, rng).prompt.startswith("<Video><红><圆形><向左></Video>问：")
+    assert samples.caption(clip, rng).answer == "红色的圆形向左移动"
+    assert samples.copy("x", scene.caption, rng).prompt.startswith(f"<Speech>{scene.caption}</Speech>")
+    sample = samples.questions(scene, scene.dialog)
+    asked = [sample.prompt[:end] for end, _ in sample.hints]
+    assert all(text.endswith(turn[0]) for text, turn in zip(asked, scene.dialog, strict=True))
+    with pytest.raises(DataError, match=r"clip: the caption 红色的圆形向左移动 holds none of data.signs \(左上\)"):
+        LmSamples([clip], signs=["左上"])
+
+
+def test_signs_are_one_token_each(config: Path) -> None:
+    task = make_task(config, "data.signs=[左上, 右下, 红, 蓝, 绿, 圆形, 旗子, 棋子, 星形]")
+    assert task.tokenizer.convert_ids_to_tokens(task.frame.encode("<左上><红>红")) == ["<左上>", "<红>", "红"]
+
+
 def test_several_questions_are_answered_in_their_order(texts: Path) -> None:
     samples = LmSamples(read_texts(texts))
     for seed in range(20):
