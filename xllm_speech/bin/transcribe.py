@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="where to write; default and `-`: standard output")
     parser.add_argument("--format", choices=("json", "text", "srt", "ctm", "textgrid"), help="json in a file, else text")
     search = parser.add_argument_group("search")
-    search.add_argument("--search", choices=("greedy", "beam", "fast", "ctc", "graph"), default="greedy",
-                        help="cif; ctc: prefix beam search of the CTC head, graph: over --lexicon and --lm (greedy)")
+    search.add_argument("--search", choices=("greedy", "beam", "fast", "ctc", "graph", "graph-k2"), default="greedy",
+                        help="cif; ctc: prefix beam search of the CTC head, graph: over --lexicon and --lm, graph-k2: by k2")
     search.add_argument("--lm", type=Path, metavar="FILE", help="cif: n-gram model of the model's tokens (see `ngram`)")
     search.add_argument("--lm-weight", type=float, default=0.3, help="cif: of its log probabilities (default: 0.3)")
     search.add_argument("--hotwords", type=Path, metavar="FILE", help="likely phrases, one per line")

@@ -3,14 +3,14 @@
 L is the lexicon as a trie of tokens, G the n-gram model with back-off arcs, their composition is made by kaldifst and then
 spread out over CTC's topology H: a token may stay for several steps, blanks may stand anywhere, and a token that is
 written twice needs one between. Tokens have label id + 1 in the graph, words their place in the list + 1; 0 is silent.
-Texts are searched by kaldi-decoder on a CPU or, where k2 is installed, in batches on a GPU.
+Texts are searched by kaldi-decoder on a CPU or, where k2 is installed, in batches on a GPU (`decoders.k2_paths`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class GraphResult:
 class SearchGraph:
     """fst: kaldifst's HLG. lg: the same before H, for k2. words: by label - 1. tokens: of the model, blank included.
 
-    source: where it came from, for the record of a run.
+    source: where it came from, for the record of a run. compiled: k2's HLG by device, once it was made.
     """
 
     fst: Any
@@ -42,6 +42,7 @@ class SearchGraph:
     words: list[str]
     tokens: int
     source: str = ""
+    compiled: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 def build_graph(
@@ -210,41 +211,9 @@ def search_graph(
     return GraphResult([graph.words[label - 1] for label in words], score, [label - 1 for label in tokens])
 
 
-def search_graph_k2(
-    graph: SearchGraph, log_probs_BSV: torch.Tensor, lens_B: torch.Tensor, beam: float = 16.0, max_active: int = 3000
-) -> list[list[str]]:
-    """The words of a batch by k2, on the device of `log_probs_BSV`; blank must be token 0.
-
-    Raises:
-        MissingDependency: k2 is not installed.
-    """
-    try:
-        import k2
-    except ImportError as error:
-        raise MissingDependency(
-            "this search needs k2, a wheel for the installed torch from https://k2-fsa.github.io/k2/cpu.html or "
-            "https://k2-fsa.github.io/k2/cuda.html; `search_graph` does without it"
-        ) from error
-    # In k2 blank is label 0, which in LG is silent: the same shift by one that LG carries is taken back in the topology.
-    lg = k2.remove_epsilon(k2.Fsa.from_openfst(_as_text(_import_kaldifst(), graph.lg), acceptor=False))
-    topology = k2.ctc_topo(graph.tokens - 1)
-    topology.aux_labels = torch.where(topology.aux_labels > 0, topology.aux_labels + 1, topology.aux_labels)
-    hlg = k2.connect(k2.compose(k2.arc_sort(topology), k2.arc_sort(k2.connect(lg)))).to(log_probs_BSV.device)
-    rows = torch.stack([torch.arange(len(lens_B)), torch.zeros(len(lens_B), dtype=torch.long), lens_B.cpu()], 1)
-    order = lens_B.cpu().argsort(descending=True)
-    dense = k2.DenseFsaVec(log_probs_BSV.float(), rows[order].to(torch.int32))
-    lattice = k2.intersect_dense_pruned(hlg, dense, beam, beam / 2, 30, max_active)
-    best = k2.shortest_path(lattice, use_double_scores=True)
-    texts: list[list[str]] = [[] for _ in range(len(lens_B))]
-    for place, row in enumerate(order.tolist()):
-        labels = best[place].aux_labels
-        labels = labels.values if hasattr(labels, "values") and not torch.is_tensor(labels) else labels
-        texts[row] = [graph.words[label - 1] for label in labels.tolist() if label > 0]
-    return texts
-
-
-def _as_text(kaldifst: Any, fst: Any) -> str:
-    """The graph in OpenFst's text form; the first line is the start state's."""
+def as_text(fst: Any) -> str:
+    """A kaldifst graph in OpenFst's text form; the first line is the start state's."""
+    kaldifst = _import_kaldifst()
     lines: list[str] = []
     states = [fst.start, *(state for state in range(fst.num_states) if state != fst.start)]
     for state in states:

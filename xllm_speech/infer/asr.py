@@ -26,13 +26,12 @@ from xllm_speech.infer.halving import halve_on_failure
 from xllm_speech.infer.listening import Heard, hear_steps, loudest
 from xllm_speech.infer.unit_times import energy_swing, frame_energies, place_tokens, token_spans
 from xllm_speech.infer.voice import VoiceWitness
-from xllm_speech.models.asr import SearchConfig
+from xllm_speech.models.asr import CTC_METHODS, SearchConfig
 from xllm_speech.models.checkpoints import WEIGHTS, AsrCheckpoint, load_asr, save_asr
 from xllm_speech.records import AsrBatch, Hypothesis, TimedToken
 
 # Utterances that are read ahead and sorted by length before batches are cut from them.
 WINDOW = 256
-CTC_METHODS = ("ctc", "graph")  # their tokens lie at encoder steps, not at units
 
 
 @dataclass

@@ -25,10 +25,10 @@ from xllm_speech.encoders.streaming import StreamingEncoder
 from xllm_speech.features.images import load_pixels
 from xllm_speech.features.streaming import REACH, SHIFT, StreamingFbank
 from xllm_speech.features.vad import WINDOW, WINDOW_SEC, SpeechDetector, load_vad
-from xllm_speech.infer.asr import CTC_METHODS, CifAsr
+from xllm_speech.infer.asr import CifAsr
 from xllm_speech.infer.listening import hear_steps
 from xllm_speech.infer.unit_times import frame_energies, place_tokens, token_spans
-from xllm_speech.models.asr import BLANK_ID, SearchConfig
+from xllm_speech.models.asr import BLANK_ID, CTC_METHODS, SearchConfig
 from xllm_speech.nn.transformer import ProjectedMemory
 from xllm_speech.records import AsrBatch, CifOut, EncoderOut, FbankBatch, Hypothesis, Memory, PixelBatch, TimedToken
 

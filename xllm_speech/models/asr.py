@@ -12,9 +12,10 @@ from xllm_speech.base.config import require, require_choice
 from xllm_speech.base.errors import ConfigError, SeamError
 from xllm_speech.cif import AlphaPredictor, CifOut, integrate_and_fire
 from xllm_speech.decoders.cif_decoder import CifDecoder
-from xllm_speech.decoders.ctc import ctc_loss
+from xllm_speech.decoders.ctc import NEVER, ctc_loss
 from xllm_speech.decoders.fusion import Fusion
 from xllm_speech.decoders.graph import SearchGraph, search_graph
+from xllm_speech.decoders.k2_paths import ctc_loss_k2, search_graph_k2, search_tokens_k2
 from xllm_speech.decoders.prefix_beam import read_path, search_prefix
 from xllm_speech.decoders.search import CtcInput, SearchResult, search_beam, search_fast, search_greedy
 from xllm_speech.encoders.caption import CaptionEncoder, load_caption_encoder
@@ -30,7 +31,9 @@ BLANK_ID, UNKNOWN_ID = 0, 1
 FUSED_POOL = 10  # tokens of the decoder among which a greedy search with fusion chooses
 
 
-METHODS = ("greedy", "beam", "fast", "ctc", "graph")
+GRAPH_METHODS = ("graph", "graph-k2")
+CTC_METHODS = ("ctc", *GRAPH_METHODS)  # their tokens lie at encoder steps, not at units
+METHODS = ("greedy", "beam", "fast", *CTC_METHODS)
 
 
 @dataclass
@@ -38,9 +41,10 @@ class SearchConfig:
     """How to decode.
 
     method: greedy | beam | fast | ctc (prefix beam search on the CTC head alone) | graph (the CTC head over a lexicon and a
-    word model). beam: hypotheses kept. ctc_weight: share of CTC in scores of `beam`. passes: of the fast search.
-    length_bonus: per token of `ctc`; CIF needs none, as its texts have one token per unit. fusion: a language model and
-    hotwords (`models.fusion.build_fusion`), for greedy, beam and ctc. graph: from `models.graph.load_graph`.
+    word model) | graph-k2 (the same by k2; without a graph over CTC's topology alone). beam: hypotheses kept. ctc_weight:
+    share of CTC in scores of `beam`. passes: of the fast search. length_bonus: per token of `ctc`; CIF needs none, as its texts
+    have one token per unit. fusion: a language model and hotwords (`models.fusion.build_fusion`), for greedy, beam and ctc.
+    graph: from `models.graph.load_graph`.
     """
 
     method: str = "greedy"
@@ -57,11 +61,11 @@ class SearchConfig:
         require(0 <= self.ctc_weight < 1, f"search.ctc_weight {self.ctc_weight} must lie in [0, 1)")
         require(self.passes >= 0, f"search.passes {self.passes} must not be negative")
         require(
-            self.fusion is None or self.method not in ("fast", "graph"),
+            self.fusion is None or self.method not in ("fast", *GRAPH_METHODS),
             f"search.method {self.method} takes no n-gram model of tokens and no hotwords; use greedy, beam or ctc",
         )
         require(
-            (self.graph is None) == (self.method != "graph"),
+            self.method in GRAPH_METHODS if self.graph is not None else self.method != "graph",
             f"search.method {self.method}: a graph of words goes with search.method graph, and with no other",
         )
 
@@ -89,8 +93,10 @@ class CifAsrModel(nn.Module):
         quantity_weight: float = 1.0,
         unit_weight: float = 0.0,
         eos_unit: bool = False,
+        ctc_by: str = "torch",
     ) -> None:
         super().__init__()
+        self.ctc_by = ctc_by
         self.cmvn = GlobalCmvn(bins)
         self.encoder, self.alpha, self.decoder = encoder, alpha, decoder
         self.ctc_head = nn.Linear(decoder.width, vocab)
@@ -141,7 +147,9 @@ class CifAsrModel(nn.Module):
         targets_BU = tokens_BL.masked_fill(~inside_BU, -100)
         losses = {
             "ce": _cross_entropy(logits_BUV, targets_BU, self.label_smoothing),
-            "ctc": ctc_loss(self.ctc_head(encoded.x_BSD), encoded.lens_B, tokens_BL, lens_B, BLANK_ID),
+            "ctc": (ctc_loss if self.ctc_by == "torch" else ctc_loss_k2)(
+                self.ctc_head(encoded.x_BSD), encoded.lens_B, tokens_BL, lens_B
+            ),
             "quantity": (cif.quantity_B - lens_B).abs().sum(),
         }
         total = losses["ce"] + self.ctc_weight * losses["ctc"] + self.quantity_weight * losses["quantity"]
@@ -178,7 +186,7 @@ class CifAsrModel(nn.Module):
                 if search.ctc_weight > 0:
                     ctc = CtcInput(self._ctc(encoded), encoded.lens_B, search.ctc_weight)
                 results = search_beam(self.decoder, cif, search.beam, ctc, visual, linguistic, banned, fusion=search.fusion)
-            case "ctc" | "graph":
+            case "ctc" | "graph" | "graph-k2":
                 return self._search_ctc(encoded, cif, search)
             case "fast":
                 if self.unit_head is None:
@@ -199,15 +207,20 @@ class CifAsrModel(nn.Module):
         self, encoded: EncoderOut, cif: CifOut, search: SearchConfig
     ) -> tuple[list[SearchResult], CifOut]:
         """CTC's text, and as its units the encoder steps in which it was written: one step each, from its start to its end."""
-        found = []
-        for log_probs_SV, length in zip(self._ctc(encoded), encoded.lens_B.tolist(), strict=True):
-            log_probs_SV = log_probs_SV[:length]
+        log_probs_BSV, lengths = self._ctc(encoded), encoded.lens_B.tolist()
+        rows = [log_probs_SV[:length] for log_probs_SV, length in zip(log_probs_BSV, lengths, strict=True)]
+        if search.method == "ctc":
+            banned = (self.decoder.sos_id,)
+            found = [search_prefix(row, search.beam, BLANK_ID, banned, search.fusion, search.length_bonus) for row in rows]
+        else:
             if search.graph is None:
-                banned = (self.decoder.sos_id,)
-                found.append(search_prefix(log_probs_SV, search.beam, BLANK_ID, banned, search.fusion, search.length_bonus))
+                log_probs_BSV[..., self.decoder.sos_id] = NEVER
+                best = search_tokens_k2(log_probs_BSV, encoded.lens_B)
+            elif search.method == "graph-k2":
+                best = search_graph_k2(search.graph, log_probs_BSV, encoded.lens_B)
             else:
-                best = search_graph(search.graph, log_probs_SV)
-                found.append(read_path(log_probs_SV, best.tokens, best.score, BLANK_ID))
+                best = [search_graph(search.graph, row) for row in rows]
+            found = [read_path(row, path.tokens, path.score, BLANK_ID) for row, path in zip(rows, best, strict=True)]
         counts = [len(result.tokens) for result in found]
         lens_B = torch.tensor(counts, device=encoded.x_BSD.device)
         step_BU = torch.zeros(len(found), max(counts, default=0), dtype=torch.long, device=lens_B.device)
@@ -280,4 +293,5 @@ def build_asr_model(
         quantity_weight=config.loss.quantity_weight,
         unit_weight=config.loss.unit_weight,
         eos_unit=config.eos_unit,
+        ctc_by=config.loss.ctc_by,
     )

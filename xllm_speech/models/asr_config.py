@@ -112,6 +112,10 @@ class LossConfig:
     ctc_weight: float = 0.5
     quantity_weight: float = 1.0
     unit_weight: float = 0.0
+    ctc_by: str = "torch"  # torch | k2: the same loss; k2 must be installed
+
+    def __post_init__(self) -> None:
+        require_choice("loss.ctc_by", self.ctc_by, ("torch", "k2"))
 
 
 @dataclass

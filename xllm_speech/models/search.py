@@ -27,17 +27,19 @@ def make_search(
     """A search with the files it needs.
 
     Args:
-        lm: an n-gram model, of the table's tokens or, for the graph search, of the lexicon's words. lexicon: for `graph`.
+        lm: an n-gram model, of the table's tokens or, for the graph search, of the lexicon's words. lexicon: for `graph` and
+            `graph-k2`; the latter does without both too.
             The others are as in `SearchConfig` and `models.fusion.build_fusion`.
 
     Raises:
         ConfigError: options that do not go together. DataError: a file is absent or broken.
     """
+    words = method == "graph" or (method == "graph-k2" and (lexicon is not None or lm is not None))
     require(
-        (lexicon is None) == (method != "graph") and (method != "graph" or (lm is not None and hotwords is None)),
+        (lexicon is not None and lm is not None and hotwords is None) if words else lexicon is None,
         f"search {method}: a lexicon goes with the graph search, which needs a word n-gram model too and takes no hotwords",
     )
-    if method == "graph" and lexicon is not None and lm is not None:
+    if words and lexicon is not None and lm is not None:
         return SearchConfig(method, graph=load_graph(table, lexicon, lm, lm_weight))
     fusion = build_fusion(table, lm, lm_weight, hotwords, hotword_bonus)
     return SearchConfig(method, beam, ctc_weight, passes, length_bonus, fusion)

@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 
-from xllm_speech.base.errors import DataError, MissingDependency
-from xllm_speech.decoders.graph import build_graph, search_graph, search_graph_k2
+from xllm_speech.base.errors import DataError
+from xllm_speech.decoders.graph import build_graph, search_graph
 from xllm_speech.decoders.ngram import LOG_10, ArpaModel
 from xllm_speech.decoders.ngram_estimate import count_ngrams, estimate_ngram
 
@@ -93,16 +93,3 @@ def test_nothing_comes_of_nothing_and_mistakes_are_named():
         build_graph({"w": [[1]]}, make_grams(), TOKENS)
     with pytest.raises(DataError, match=r"`x` has the spelling \[9\]; expected ids of 1..3"):
         build_graph({"x": [[9]]}, make_grams(), TOKENS)
-
-
-def test_k2_finds_the_same_or_says_what_is_missing():
-    graph = build_graph(LEXICON, make_grams(), TOKENS)
-    log_probs = (torch.randn(2, 6, TOKENS, generator=torch.Generator().manual_seed(3)) * 3).log_softmax(-1)
-    try:
-        import k2  # noqa: F401
-    except ImportError:
-        with pytest.raises(MissingDependency, match=r"k2-fsa.github.io"):
-            search_graph_k2(graph, log_probs, torch.tensor([5, 6]))
-        pytest.skip("k2 is not installed: its search is not compared")
-    found = search_graph_k2(graph, log_probs, torch.tensor([5, 6]))
-    assert found == [search_graph(graph, log_probs[row, :length]).words for row, length in enumerate([5, 6])]
