@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from lhotse.cut import Cut
@@ -20,6 +20,7 @@ from xllm_speech.infer.generation import AnswerOptions
 from xllm_speech.infer.guard import EMPTY, KEPT
 from xllm_speech.infer.llm_times import time_text
 from xllm_speech.infer.transcribing import Transcript
+from xllm_speech.infer.voice import VoiceWitness
 from xllm_speech.manifests.cuts import utterance_of
 from xllm_speech.prompts import with_caption
 from xllm_speech.records import Conversation, ConversationItem, Hypothesis, Message, TimedToken
@@ -31,12 +32,16 @@ class CutReader(SpeechReader):
     """Speech items that name a cut, from cuts in memory.
 
     Args:
-        channel: as for `SpeechReader`. known: the cuts by the name that items call them.
+        channel: as for `SpeechReader`. known: the cuts by the name that items call them. voice: for `has_voice`.
     """
 
-    def __init__(self, channel: str, known: Mapping[str, Cut]) -> None:
+    def __init__(self, channel: str, known: Mapping[str, Cut], voice: VoiceWitness | None = None) -> None:
         super().__init__(channel)
-        self.known = known
+        self.known, self.voice = known, voice
+
+    def has_voice(self, name: str) -> bool | None:
+        """Whether anybody speaks in a cut; None: nobody can tell."""
+        return None if self.voice is None else self.voice.hears_cut(self.known[name], self.channel)
 
     def read(self, item: ConversationItem, place: Place) -> torch.Tensor:
         """Features [T, 80], at least one frame; `DataError` names the cut."""
@@ -54,6 +59,7 @@ class LlmRecogniser:
     answerer: the model; a `SpeechAnswerer` gives times, confidences and the guard's word too. readers: of pictures. channel:
     of recordings with several. use_images: whether the pictures that cuts bring along count. wording: which instruction is
     given, None draws one by the cut's id. use_captions: whether the captions that cuts bring along stand in the prompt as text.
+    voice: asked where the guard doubts that anybody speaks.
     """
 
     answerer: Answerer
@@ -63,6 +69,7 @@ class LlmRecogniser:
     use_images: bool = True
     wording: int | None = None
     use_captions: bool = False
+    voice: VoiceWitness = field(default_factory=VoiceWitness)
 
     def stream(
         self, items: Iterator[tuple[Cut | None, Hypothesis | None]], batch_sec: float, given: DecodingReport | None,
@@ -102,7 +109,8 @@ class LlmRecogniser:
             asked[name] = place, cut
             captions[name] = told.caption if self.use_captions else None
             talks[name] = self._ask(name, told.image if self.use_images else None, captions[name])
-        readers = {**self.readers, "speech": CutReader(self.channel, {name: cut for name, (_, cut) in asked.items()})}
+        cuts = {name: cut for name, (_, cut) in asked.items()}
+        readers = {**self.readers, "speech": CutReader(self.channel, cuts, self.voice)}
         work = AnsweringReport()
         answers = self.answerer.answer_batch(list(talks.values()), self.options, readers, work) if talks else {}
         blind = [

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 from xllm_speech.base.config import require_choice
 from xllm_speech.base.errors import SeamError
-from xllm_speech.datasets.media import load_media
+from xllm_speech.datasets.media import MediaReader, load_media
 from xllm_speech.infer.answering import Answerer, Readers, failed, note_of
 from xllm_speech.infer.answers import Answer, AnsweringReport
 from xllm_speech.infer.draft import Drafter
@@ -19,6 +20,7 @@ from xllm_speech.infer.guard import Guard, GuardConfig, Verdict
 from xllm_speech.infer.listening import Heard, Listener
 from xllm_speech.infer.llm_hotwords import Hotwords
 from xllm_speech.infer.llm_times import letter_log_probs
+from xllm_speech.infer.voice import KnowsVoice
 from xllm_speech.llm.beam import BeamSearcher
 from xllm_speech.llm.verify import GreedyAnswer, Verifier
 from xllm_speech.models.asr import CifAsrModel
@@ -113,7 +115,8 @@ class SpeechAnswerer(Answerer):
             raise SeamError(f"transcripts: {len(batch.conversations)} conversations, one utterance of features each is needed")
         cif, hearings = self.listener.hear(fbank)
         heard = dict(zip(batch.ids, hearings, strict=True))
-        silent = {name: verdict for name in heard if (verdict := self._judge_sound(heard[name])) is not None}
+        speech = readers.get("speech")
+        silent = {name: verdict for name in heard if (verdict := self._judge_sound(name, heard[name], speech)) is not None}
         if silent:  # what is silent costs the LLM nothing, and is no reason to refuse its prompt either
             report.reading_sec += time.perf_counter() - begin
             rest = [conversation for conversation in batch.conversations if conversation.id not in silent]
@@ -136,8 +139,10 @@ class SpeechAnswerer(Answerer):
             report.answering_sec += time.perf_counter() - spliced_at
         return found
 
-    def _judge_sound(self, heard: Heard) -> Verdict | None:
-        return None if self.guard is None else self.guard.judge_sound(heard)
+    def _judge_sound(self, name: str, heard: Heard, reader: MediaReader | None) -> Verdict | None:
+        if self.guard is None:
+            return None
+        return self.guard.judge_sound(heard, partial(reader.has_voice, name) if isinstance(reader, KnowsVoice) else None)
 
     def _write(
         self, prompt: LlmInput, expected: list[str], options: AnswerOptions, room: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import numpy as np
 import torch
 from lhotse.cut import Cut
@@ -10,6 +12,15 @@ from xllm_speech.base.errors import DataError, MissingDependency
 from xllm_speech.base.units import SAMPLE_RATE_HZ
 from xllm_speech.features.audio import load_samples
 from xllm_speech.features.vad import SileroVad, SpeechDetector, find_segments, load_vad
+
+
+@runtime_checkable
+class KnowsVoice(Protocol):
+    """A reader of speech items that can tell whether anybody speaks in one."""
+
+    def has_voice(self, name: str) -> bool | None:
+        """Of the item of that name; None: it cannot be told."""
+        ...
 
 
 class VoiceWitness:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 
@@ -11,10 +12,10 @@ import soundfile
 import torch
 
 from xllm_speech import XLLM
-from xllm_speech.base.errors import ConfigError
+from xllm_speech.base.errors import ConfigError, MissingDependency
 from xllm_speech.bin import main as entry
 from xllm_speech.features.audio import load_file
-from xllm_speech.infer import transcribing
+from xllm_speech.infer import transcribing, voice
 from xllm_speech.infer.asr import CifAsr
 from xllm_speech.infer.generation import AnswerOptions
 from xllm_speech.infer.guard import GuardConfig
@@ -146,18 +147,35 @@ def test_an_invention_gives_way_to_what_was_heard(model, files, heard):
             ]
 
 
-def test_five_minutes_of_noise_can_be_told_by_ctc(model, tmp_path, monkeypatch):
-    asr = model.checkpoint.encoders.asr
+@pytest.fixture
+def doubting(model):
+    """The model while its CTC head hears blank everywhere."""
+    head = model.checkpoint.encoders.asr.ctc_head
+    kept = head.bias.detach().clone()
     with torch.no_grad():
-        kept = asr.ctc_head.bias.clone()
-        asr.ctc_head.bias[0] = 50.0  # blank everywhere
-    try:
-        found = model.transcribe(write(tmp_path, "noise", 0.1 * np.random.default_rng(1).standard_normal(48000)))[0]
-    finally:
-        with torch.no_grad():
-            asr.ctc_head.bias.copy_(kept)
+        head.bias[0] = 50.0
+        yield model
+        head.bias.copy_(kept)
+
+
+def test_noise_can_be_told_by_ctc(doubting, tmp_path, monkeypatch):
+    def refuse():
+        raise MissingDependency("silero-vad")
+
+    monkeypatch.setattr(voice, "load_vad", refuse)
+    path = write(tmp_path, "noise", 0.1 * np.random.default_rng(1).standard_normal(48000))
+    (found,) = doubting.transcribe(path)
     assert (found.text, found.error) == ("", None)
     assert re.search("CTC hears less", found.extra["guard"]["reason"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("silero_vad") is None, reason="the optional package silero-vad is not installed")
+def test_in_doubt_voice_activity_decides(doubting, tmp_path, shared_data):
+    speech = next((shared_data / "aishell1_sample_S0150" / "wav" / "S0150").glob("*.wav"))
+    path = write(tmp_path, "noise", 0.1 * np.random.default_rng(1).standard_normal(48000))
+    noise, said = doubting.transcribe([path, speech], max_new_tokens=8)
+    assert (noise.text, noise.extra["guard"]["reason"]) == ("", "voice activity hears nobody")
+    assert said.extra["guard"]["decision"] != "empty"
 
 
 def test_the_command_writes_times_and_tells_what_it_did(xllm_dir, files, tmp_path, capsys):
