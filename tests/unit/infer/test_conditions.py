@@ -15,6 +15,7 @@ from lhotse import SupervisionSegment
 from PIL import Image
 
 from xllm_speech.base.errors import ConfigError, DataError
+from xllm_speech.base.files import read_jsonl
 from xllm_speech.bin import main as entry
 from xllm_speech.bin.conditions import CONDITIONS as OFFERED
 from xllm_speech.bin.score import normal_form
@@ -240,3 +241,56 @@ def test_the_command_compares_an_xllm_under_all_conditions_and_wordings(folder, 
     assert "was trained without pictures" in capsys.readouterr().err
     assert entry.main([*words, "--model", str(model_dir), "--out", str(folder / "cif"), "--wordings"]) == 1
     assert "takes no instruction" in capsys.readouterr().err
+
+
+def test_a_cif_model_with_both_encoders_takes_all_six(folder, xllm_parts, tmp_path_factory):
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    from xllm_speech.infer.conditions import load_recogniser
+    from xllm_speech.models.asr import build_asr_model
+    from xllm_speech.models.asr_config import (
+        AsrModelConfig,
+        CifConfig,
+        DecoderConfig,
+        EncoderConfig,
+        LinguisticConfig,
+        VisualConfig,
+    )
+    from xllm_speech.models.checkpoints import FeatureConfig, save_asr
+    from xllm_speech.text.tokens import TokenTable
+
+    parts = tmp_path_factory.mktemp("six")
+    torch.manual_seed(0)
+    letters = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"红绿蓝色的圆形旗子一个没有"]
+    (parts / "vocab.txt").write_text("\n".join(letters), encoding="utf-8")
+    BertTokenizerFast(str(parts / "vocab.txt")).save_pretrained(parts / "bert")
+    BertModel(BertConfig(
+        vocab_size=len(letters), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+    )).save_pretrained(parts / "bert")
+    config = AsrModelConfig(
+        encoder=EncoderConfig(channels=4, width=32, heads=2, feedforward=48, kernel=5, blocks=3, pool_after=[1, 2]),
+        cif=CifConfig(channels=16),
+        decoder=DecoderConfig(heads=2, feedforward=48, blocks=2, visual_blocks=[1], linguistic_blocks=[2]),
+        visual=VisualConfig("vit", str(xllm_parts["vision"]), 16), linguistic=LinguisticConfig("bert", str(parts / "bert"), 16),
+    )
+    table = TokenTable.train(["天地玄黄宇宙洪荒日月盈昃"], "char")
+    model = build_asr_model(config, table.size, table.sos_id)
+    for weight in model.decoder.parameters():
+        if weight.dim() == 2:
+            torch.nn.init.normal_(weight, std=0.5)
+    model.cmvn.set_statistics(torch.full((80,), 12.0), torch.full((80,), 4.0))
+    (parts / "model").mkdir()
+    save_asr(parts / "model", model.state_dict(), config, table, FeatureConfig(image_size=32))
+
+    job = ConditionsJob(folder / "cuts.jsonl.gz", folder / "six", guard=False)
+    recogniser = load_recogniser(parts / "model", "cif", job, torch.device("cpu"))
+    assert recogniser.refusals == {}
+    found, worded = run_conditions(job, recogniser, normal_form(False))
+    assert (list(found["conditions"]), found["left_out"], worded) == (list(CONDITIONS), {}, None)
+    texts = {
+        name: tuple(row["text"] for _, row in read_jsonl(folder / f"six/{name}.jsonl")) for name in CONDITIONS
+    }
+    assert len(set(texts.values())) == 6
+    assert {rows[5] for name, rows in texts.items() if "L" not in name} == {texts["S"][5]}  # its picture is broken
+    assert texts["S+L"][4] == texts["S"][4]  # it has no caption
