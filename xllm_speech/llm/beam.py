@@ -32,6 +32,7 @@ class BeamSearcher:
     def __init__(self, llm: LoadedLlm, bias: Processor | None = None) -> None:
         self.llm, self.bias = llm, bias
         self.takes_back = takes_back(llm)
+        self._settings: dict[int, SearchSettings] = {}
 
     @torch.no_grad()
     def answer(self, prompt: LlmInput, max_new_tokens: int, num_beams: int) -> list[list[int]]:
@@ -44,7 +45,9 @@ class BeamSearcher:
         prompt = left_padded(prompt)
         if not self.takes_back:
             return self.llm.generate(prompt, max_new_tokens, num_beams, bias=self.bias)
-        settings = read_settings(self.llm, max_new_tokens)
+        if max_new_tokens not in self._settings:
+            self._settings[max_new_tokens] = read_settings(self.llm, max_new_tokens)
+        settings = self._settings[max_new_tokens]
         processors = [processor for processor in (settings.processor, self.bias) if processor is not None]
         ends = frozenset(self.llm.framing.end_ids)
         found = [_Beams(num_beams, max_new_tokens, ends, settings) for _ in prompt.ids_BL]

@@ -31,6 +31,8 @@ class Ears:
 
     def __init__(self, model: XLLM, cif: CifAsr) -> None:
         self.model, self.cif = model, cif
+        llm = LlmSegments(model, model.make_recogniser(wording=0))
+        self._longest_sec = {"cif": LONG_SEC, "llm": llm.vad.longest_sec}
 
     def run(self, jobs: Sequence[SpeechJob]) -> None:
         """Give jobs of one method what was heard, or a refusal."""
@@ -38,9 +40,8 @@ class Ears:
         for job in jobs:
             try:
                 cut = load_file(job.path)
-                segments = self._segments(job)
-                if cut.duration > max(LONG_SEC if job.method == "cif" else 0.0, segments.vad.longest_sec):
-                    self._run_long(job, segments)
+                if cut.duration > self._longest_sec[job.method]:
+                    self._run_long(job)
                 else:
                     short.append((job, cut if job.image is None else fastcopy(cut, custom={"image": str(job.image)})))
             except UserError as error:
@@ -64,9 +65,9 @@ class Ears:
             return CifSegments(self.cif, SearchConfig(), job.image)
         return LlmSegments(self.model, self.model.make_recogniser(image=job.image, wording=0), job.image)
 
-    def _run_long(self, job: SpeechJob, segments: SegmentRecogniser) -> None:
+    def _run_long(self, job: SpeechJob) -> None:
         found: list[Hypothesis] = []
-        for hypothesis in transcribe_long(segments, job.path, report=DecodingReport()):
+        for hypothesis in transcribe_long(self._segments(job), job.path, report=DecodingReport()):
             if hypothesis.error is not None:
                 raise DataError(hypothesis.error)
             found.append(hypothesis)

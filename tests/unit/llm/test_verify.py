@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import LogitsProcessor, MistralConfig, MistralForCausalLM
 
 from tests.unit.llm.test_loading import SIZES, causal_folder, prompts, row_of
 from xllm_speech.llm import load_llm
@@ -31,9 +31,16 @@ def mute_padding(llm):
     return llm
 
 
-def alone(llm, prompt, room=ROOM):
+def alone(llm, prompt, room=ROOM, bias=None):
     """What transformers' own greedy search gives to each prompt by itself."""
-    return [llm.generate(row_of(prompt, row), room)[0] for row in range(len(prompt.ids_BL))]
+    return [llm.generate(row_of(prompt, row), room, bias=bias)[0] for row in range(len(prompt.ids_BL))]
+
+
+class Push(LogitsProcessor):
+    """Pulls the best token down, the more the longer the text is."""
+
+    def __call__(self, input_ids, scores):
+        return scores - torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1]) * 0.5 * input_ids.shape[1]
 
 
 def spoilt(answers, seed, share, size):
@@ -96,9 +103,21 @@ def test_passes_are_as_few_as_the_draft_allows(llm):
     assert sum(answer.accepted for answer in found) > 0
 
 
-def test_probabilities_are_those_of_one_pass_over_everything(llm):
+def test_a_bias_counts_and_drafts_still_change_nothing(llm):
+    prompt = prompts(llm, "right", answers=False)
+    expected = alone(llm, prompt, bias=Push())
+    assert expected != alone(llm, prompt)
+    verifier = Verifier(llm, Push())
+    for seed in range(4):
+        found = verifier.answer(prompt, ROOM, spoilt(expected, seed, 0.2, llm.model.config.vocab_size))
+        assert [answer.ids for answer in found] == expected
+    assert [answer.ids for answer in verifier.answer(prompt, ROOM)] == expected
+
+
+@pytest.mark.parametrize("bias", [None, Push()])
+def test_probabilities_are_those_of_one_pass_over_everything(llm, bias):
     prompt = prompts(llm, "left", answers=False)
-    answers = Verifier(llm).answer(prompt, ROOM, spoilt(alone(llm, prompt), 3, 0.3, 50))
+    answers = Verifier(llm, bias).answer(prompt, ROOM, spoilt(alone(llm, prompt, bias=bias), 3, 0.3, 50))
     for row, answer in enumerate(answers):
         own = row_of(prompt, row)
         said = torch.tensor([answer.ids], dtype=torch.long)

@@ -171,12 +171,13 @@ def test_transcripts_of_the_cif_model(client, world, server):
     assert srt.splitlines()[2] == vtt.splitlines()[3]
 
 
-def test_a_long_recording_is_cut_by_voice_activity(model):
+@pytest.mark.parametrize("name", ["xllm-cif", "xllm"])
+def test_a_long_recording_is_cut_by_voice_activity(model, name):
     pytest.importorskip("silero_vad", reason="voice activity needs silero-vad; pip install silero-vad")
     content = io.BytesIO()
     soundfile.write(content, np.zeros(16000 * 31), 16000, format="FLAC")
-    with running(model, limits={"transcribe_sec": 60.0}) as server, server.client() as client:
-        heard = hear(client, ("a.flac", content.getvalue()), response_format="verbose_json")
+    with running(model, limits={"transcribe_sec": 60.0, "audio_sec": 60.0}) as server, server.client() as client:
+        heard = hear(client, ("a.flac", content.getvalue()), model=name, response_format="verbose_json")
     assert (heard.text, heard.segments, heard.duration) == ("", [], 31)  # silence has no segment
 
 
