@@ -186,10 +186,10 @@ def print_conditions(score: dict[str, Any], console: Any) -> None:
     table = Table(title=f"{name}: {score['utterances']} utterances, differences to {score['baseline']}", title_justify="left")
     gaps = ["difference", "p", f"to {beside}", "p"] if beside else ["difference", "95 % interval", "p"]
     for heading in ("", "CER %", "95 % interval", *gaps):
-        table.add_column(heading, justify="left" if not heading else "right")
+        table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
     split = Table(title="characters that the captions ground, and others", title_justify="left")
     for heading in ("", "grounded %", "points", "p", "other %", "points", "p", "copied"):
-        split.add_column(heading, justify="left" if not heading else "right")
+        split.add_column(heading, justify="left" if not heading else "right", overflow="fold")
     for name, row in score["conditions"].items():
         cells = []
         for gap in (row["difference"], row["beside"]) if beside else (row["difference"],):
