@@ -160,13 +160,15 @@ class CifAsr:
         if batch.ids:
             batch = _with_device(batch, self.device)
             encoded, cif = self.model.find_units(batch.fbank)
-            results, written = self.model.decode(encoded, cif, *self.model.see(batch), search)
+            results, _ = self.model.decode(encoded, cif, *self.model.see(batch), search)
             report.audio_sec += batch.seconds
             steps_B = hear_steps(self.model, encoded)
             for row, (key, result) in enumerate(zip(batch.ids, results, strict=True)):
                 energy_T = frame_energies(batch.fbank.x_BTF[row, : batch.fbank.lens_B[row]])
-                spans = token_spans(written, row, energy_T, by_steps=search.method in CTC_METHODS)
-                heard = self.hear(result, spans, int(cif.lens_B[row]), steps_B[row], energy_T)
+                units = int(cif.lens_B[row])
+                count = len(result.tokens) if search.method in CTC_METHODS else units
+                spans = token_spans(cif.alpha_BS[row], count, energy_T)
+                heard = self.hear(result, spans, units, steps_B[row], energy_T)
                 out[int(key)] = self._describe(cuts[int(key)], result.score, heard, dataset.channel)
             report.decoding_sec += time.perf_counter() - loaded
         for key, reason in batch.skipped:

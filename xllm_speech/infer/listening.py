@@ -63,7 +63,7 @@ class Listener:
         units, found = cif.lens_B.tolist(), []
         for row, result in enumerate(results):
             energy_T = frame_energies(fbank.x_BTF[row, : fbank.lens_B[row]])
-            spans = token_spans(cif, row, energy_T)
+            spans = token_spans(cif.alpha_BS[row], units[row], energy_T)
             tokens = [
                 TimedToken(self.table.piece(token), *spans[unit], math.exp(log_prob))
                 for unit, (token, log_prob) in enumerate(zip(result.tokens, result.log_probs, strict=True))

@@ -221,15 +221,16 @@ class StreamingRecogniser:
         columns = [torch.cat([fired[column] for fired in utterance.fired])[None] for column in range(4)]
         units_BUD, start_BU, fire_BU, alpha_BS = columns
         lens_B = torch.tensor([units_BUD.shape[1]], device=self.model.device)
-        cif = written = CifOut(units_BUD, lens_B, alpha_BS.double().sum(1), start_BU, fire_BU, alpha_BS)
+        cif = CifOut(units_BUD, lens_B, alpha_BS.double().sum(1), start_BU, fire_BU, alpha_BS)
         result = SearchResult(utterance.tokens, utterance.log_probs, sum(utterance.log_probs))
         if utterance.steps:
             x_BSD = torch.cat(utterance.steps)[None]
             encoded = EncoderOut(x_BSD, torch.tensor([x_BSD.shape[1]], device=self.model.device))
-            (result,), written = self.model.model.decode(encoded, cif, self.visual, None, self.search)
+            (result,), _ = self.model.model.decode(encoded, cif, self.visual, None, self.search)
         energy_T = np.concatenate(utterance.energies)
-        spans = token_spans(written, 0, energy_T, by_steps=self.search.method in CTC_METHODS)
-        heard = self.model.hear(result, spans, int(lens_B[0]), utterance.heard_steps, energy_T)
+        count = len(result.tokens) if self.search.method in CTC_METHODS else units_BUD.shape[1]
+        spans = token_spans(alpha_BS[0], count, energy_T)
+        heard = self.model.hear(result, spans, units_BUD.shape[1], utterance.heard_steps, energy_T)
         refused = self.model.judge(heard, lambda: self.model.voice.hears(torch.cat(utterance.sound)))
         if refused is not None:
             return self._hypothesis("", [], None, refused)

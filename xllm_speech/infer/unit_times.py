@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from xllm_speech.base.units import FRAME_SHIFT_MS, STEP_SEC, sec_from_steps
-from xllm_speech.records import CifOut, TimedToken
+from xllm_speech.base.units import FRAME_SHIFT_MS, STEP_SEC
+from xllm_speech.records import TimedToken
 
 SMOOTHED_FRAMES = 3
 QUIET_AND_LOUD = (5, 95)  # percentiles of log energy
@@ -51,18 +51,14 @@ def _smooth(energy_T: np.ndarray) -> np.ndarray:
     return smooth_T
 
 
-def token_spans(cif: CifOut, row: int, energy_T: np.ndarray, by_steps: bool = False) -> list[tuple[float, float]]:
-    """Seconds from the start of an utterance at which its tokens begin and end, one span for each unit.
+def token_spans(alpha_S: torch.Tensor, count: int, energy_T: np.ndarray) -> list[tuple[float, float]]:
+    """Seconds from the start of an utterance at which its tokens begin and end.
 
     Args:
-        cif: its units stand in `row`. energy_T: its `frame_energies`. by_steps: the units are encoder steps, as in a text of
-            the CTC head, and keep their times.
+        alpha_S: CIF's weights. count: of its units; or of the tokens of a text of the CTC head, whose own steps tell less.
+            energy_T: its `frame_energies`.
     """
-    units = int(cif.lens_B[row])
-    if by_steps:
-        times = (cif.start_BU[row, :units].tolist(), cif.fire_BU[row, :units].tolist())
-        return [(sec_from_steps(begin), sec_from_steps(end)) for begin, end in zip(*times, strict=True)]
-    return list(itertools.pairwise(unit_edges(cif.alpha_BS[row], units, *speech_span(energy_T))))
+    return list(itertools.pairwise(unit_edges(alpha_S, count, *speech_span(energy_T))))
 
 
 def place_tokens(tokens: Sequence[TimedToken], start_sec: float, duration_sec: float) -> list[TimedToken]:

@@ -81,19 +81,14 @@ def test_a_cut_with_an_offset_has_times_of_its_recording(model_dir, tmp_path):
     assert 3.0 < hypothesis.tokens[-1].end_sec <= 4.0
 
 
-def test_tokens_lie_where_it_is_loud_and_those_of_ctc_at_their_steps(model_dir, tmp_path):
+def test_tokens_lie_where_it_is_loud_by_every_search(model_dir, tmp_path):
     noise = 0.1 * np.random.default_rng(0).standard_normal(32000)
     soundfile.write(tmp_path / "a.wav", np.concatenate([np.zeros(12800), noise, np.zeros(6400)]), 16000)
     model = CifAsr.from_pretrained(model_dir)
-    for method in ("greedy", "beam", "fast"):
+    for method in ("greedy", "beam", "fast", "ctc"):
         (hypothesis,) = model.transcribe(tmp_path / "a.wav", SearchConfig(method))
         assert hypothesis.tokens[0].start_sec == pytest.approx(0.8, abs=0.03)
         assert hypothesis.tokens[-1].end_sec == pytest.approx(2.8, abs=0.03)
-    (hypothesis,) = model.transcribe(tmp_path / "a.wav", SearchConfig("ctc"))
-    assert hypothesis.tokens
-    for token in hypothesis.tokens:
-        assert token.start_sec / 0.08 == pytest.approx(round(token.start_sec / 0.08))
-        assert token.end_sec - token.start_sec == pytest.approx(0.08)
 
 
 @pytest.fixture

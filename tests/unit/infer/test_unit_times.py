@@ -67,13 +67,10 @@ def test_noise_swings_little_and_speech_much():
     assert energy_swing(np.zeros(2)) == 0.0
 
 
-def test_spans_are_edges_or_steps_and_tokens_are_placed_in_the_recording():
-    cif = integrate_and_fire(torch.zeros(1, 10, 2), torch.full((1, 10), 0.4), torch.tensor([10]))
+def test_spans_lie_in_the_speech_and_tokens_are_placed_in_the_recording():
     energy_T = np.concatenate([np.zeros(24), np.full(40, 9.0), np.zeros(16)])
-    spans = token_spans(cif, 0, energy_T)
+    spans = token_spans(torch.full((10,), 0.4), 4, energy_T)
     assert [begin for begin, _ in spans] == pytest.approx([0.24, 0.34, 0.44, 0.54], abs=0.02)
     assert [end for _, end in spans] == pytest.approx([0.34, 0.44, 0.54, 0.64], abs=0.02)
-    by_steps = token_spans(cif, 0, energy_T, by_steps=True)
-    assert [end for _, end in by_steps] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     placed = place_tokens([TimedToken("a", 0.1, 0.20004, 0.123456), TimedToken("b", 0.2, 0.9)], 3.0, 0.5)
     assert placed == [TimedToken("a", 3.1, 3.2, 0.1235), TimedToken("b", 3.2, 3.5)]
