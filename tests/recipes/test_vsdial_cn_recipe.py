@@ -214,7 +214,7 @@ def test_recipe_runs_to_its_tables_and_again_does_nothing(recipe: Path, words: l
     summary = json.loads((recipe / "exp/judge/summary.json").read_text())
     assert {name: round(value) for name, value in summary["relative"].items()} == dict.fromkeys((*CATEGORIES, "all"), 100)
     results = (recipe / "RESULTS.md").read_text()
-    assert "| X-LLM | 100.0 | 100.0 | 100.0 | 100.0 |" in results
+    assert "| X-LLM, 0 verdicts without scores | 100.0 | 100.0 | 100.0 | 100.0 |" in results
     assert "paper 4.7 / 4.3" in results
     assert "| X-LLM w/ 4M, no init | 64.7 | 71.9 | 85.0 | 73.8 |" in results
 
