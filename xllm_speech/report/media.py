@@ -36,9 +36,9 @@ def image_address(path: str | Path) -> str:
         raise DataError(f"{path}: unreadable picture ({first_line(error)})") from error
 
 
-def clip_address(path: str | Path) -> str:
-    """Frames of a clip, evenly over its time, side by side; `DataError` where it cannot be read."""
-    frames_TCHW = load_frames(path, FRAMES, FRAME_SIDE)
+def clip_address(path: str | Path, start_sec: float = 0.0, duration_sec: float | None = None) -> str:
+    """Frames of a clip or of a part of it, evenly over its time, side by side; `DataError` where it cannot be read."""
+    frames_TCHW = load_frames(path, FRAMES, FRAME_SIDE, start_sec=start_sec, duration_sec=duration_sec)
     mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     pixels_THWC = ((frames_TCHW * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     gap = np.full((FRAME_SIDE, 4, 3), 128, dtype=np.uint8)

@@ -152,7 +152,9 @@ def _medium(item: ConversationItem, name: str, finder: PathFinder, spoken: dict[
         case "image":
             return Medium("image", image_address(path), f"image {Path(path).name}")
         case "video":
-            return Medium("clip", clip_address(path), f"frames of the clip {Path(path).name}, from its start to its end")
+            part = "" if item.offset_sec is None and item.duration_sec is None else "a part of "
+            words = f"frames of {part}the clip {Path(path).name}, from its start to its end"
+            return Medium("clip", clip_address(path, item.offset_sec or 0.0, item.duration_sec), words)
         case "speech" | "audio":
             text = spoken.get(Path(path).stem, "") if item.offset_sec is None else ""
             return Medium("audio", audio_address(path, item.offset_sec or 0.0, item.duration_sec), text)

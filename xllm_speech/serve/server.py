@@ -96,6 +96,8 @@ class _Server(uvicorn.Server):
                     while self.application.guard.running or not self.application.worker.idle:
                         await asyncio.sleep(0.02)
             await asyncio.sleep(0.1)  # for the last bytes
+            # Pages that keep a connection open are cut off now; uvicorn would print a traceback for each.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
             self.force_exit = True
 
         finishing = asyncio.create_task(finish())

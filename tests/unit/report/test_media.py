@@ -42,6 +42,14 @@ def test_frames_of_a_clip_stand_in_their_order(tmp_path):
     assert brightness[3] - brightness[0] > 100
 
 
+def test_a_part_of_a_clip(tmp_path):
+    from tiny import make_clip
+
+    path = make_clip(tmp_path / "a.mp4", 8, (200, 200, 200))
+    whole, part = (Image.open(io.BytesIO(content_of(clip_address(path, start)))).convert("L") for start in (0.0, 1.5))
+    assert whole.getpixel((FRAME_SIDE // 2, 60)) + 50 < part.getpixel((FRAME_SIDE // 2, 60))  # the clip grows brighter
+
+
 def test_a_stretch_of_a_recording(tmp_path):
     path = tmp_path / "a.wav"
     times = np.arange(16000 * 14) / 16000
