@@ -235,10 +235,10 @@ def test_sixty_four_clients_get_their_own_answers(model, world):
 
 
 def test_told_to_stop_it_finishes_what_runs(served_dir, top):
-    """A real process: SIGTERM in the middle of a streamed answer."""
+    """A real process: SIGTERM in the middle of a streamed answer, with a page open that keeps its connection."""
     command = [
         sys.executable, "-m", "xllm_speech.bin.main", "serve", "--model", str(served_dir), "--port", "0", "--threads", "1",
-        "--device", "cpu",
+        "--device", "cpu", "--demo",
     ]
     process = subprocess.Popen(
         command, cwd=top, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -250,7 +250,9 @@ def test_told_to_stop_it_finishes_what_runs(served_dir, top):
         url = re.search(r"http://127\.0\.0\.1:\d+", line).group()
         body = CHAT | {"stream": True}
         whole = lines_of(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30))
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as response:
+        page = httpx.stream("GET", f"{url}/demo/gradio_api/heartbeat/page", timeout=30)
+        with page as beats, httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as response:
+            assert "ALIVE" in next(beats.iter_lines())
             lines = response.iter_lines()
             first = next(lines)
             process.send_signal(signal.SIGTERM)
