@@ -23,6 +23,9 @@ WORDINGS: dict[str, tuple[str, str]] = {
 }
 KINDS = tuple(WORDINGS)
 NUMBERS = ("没有", "一个", "两个", "三个")
+# How often a shape with a twin in sound is asked about: that it is there at all is known before the picture is seen.
+TWIN_SHARE = {"exist": 0.4, "count": 0.1}
+ABSENT_SHARE = 0.35  # of questions whether and how many, where the picture allows for both: it often allows for absence alone
 ANSWERS = ("有", *NUMBERS, *(f"{colour}色" for colour in COLOURS), *SHAPES, *CELLS)
 
 
@@ -85,17 +88,21 @@ def questions_about(scene: Scene, pairs: Iterable[tuple[str, str]], about: Thing
 
 
 def choose(rng: np.random.Generator, candidates: list[Question], kinds: Iterable[str] = KINDS) -> Question:
-    """One question: first its kind, evenly among those that are possible, then its answer where one would be right mostly.
+    """One question: first its kind, evenly among those that are possible, then which.
 
-    So little is gained by guessing without the picture.
+    Of questions whether and how many there are, it is chosen first whether there is any, lest a guess without the picture be
+    right mostly; and before that whether the shape has a twin in sound, since such a shape is named only where it is there.
     """
     possible = [kind for kind in kinds if any(question.kind == kind for question in candidates)]
     kind = possible[int(rng.integers(len(possible)))]
     rest = [question for question in candidates if question.kind == kind]
-    answers = sorted({question.answer for question in rest})
     if kind in ("exist", "count"):
-        answer = answers[int(rng.integers(len(answers)))]
-        rest = [question for question in rest if question.answer == answer]
+        twins = [question for question in rest if question.ambiguous]
+        others = [question for question in rest if not question.ambiguous]
+        rest = (twins if rng.random() < TWIN_SHARE[kind] else others) or rest
+        absent = [question for question in rest if question.answer == NUMBERS[0]]
+        present = [question for question in rest if question.answer != NUMBERS[0]]
+        rest = (absent if rng.random() < ABSENT_SHARE else present) or rest
     return rest[int(rng.integers(len(rest)))]
 
 
