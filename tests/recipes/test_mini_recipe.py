@@ -42,7 +42,7 @@ def run(recipe: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run run.sh in the environment of the tests."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
-        [str(recipe / "run.sh"), *MINIATURE, *words], capture_output=True, text=True, timeout=600,
+        [str(recipe / "run.sh"), *MINIATURE, *words], capture_output=True, text=True, timeout=1200,
         env={**os.environ, "XLLM_ENV": "none", "PATH": path}, check=False,
     )
 

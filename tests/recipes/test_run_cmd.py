@@ -41,7 +41,8 @@ def test_for_each_runs_every_item_and_no_more_than_asked_at_once(tmp_path: Path)
     body = HEAD + """
 one() {
   touch "running.$1"
-  ls running.* | wc -l >>most
+  local -a found=(running.*)
+  echo "${#found[@]}" >>most
   sleep 0.1
   rm "running.$1"
   echo "did $1"
