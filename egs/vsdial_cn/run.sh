@@ -61,6 +61,7 @@ average=10           # how many of the last checkpoints to average
 max_rejected=0.05    # largest share of bad items in a corpus, 0..1; questions that were dropped are among them
 asr_options=         # key=value words for the CIF ASR model's xllm-speech train
 xllm_options=        # key=value words for xllm-speech train of the interfaces and of the integration
+condition_options=   # more words for xllm-speech conditions (stage 53), such as "--limit 500"
 llm_decode_options=  # more words for the X-LLM's recognition and answers, such as "--max-tokens 100"
 judge_url=           # OpenAI-compatible endpoint of the judge; empty: answers are not judged
 judge_model=gpt-4    # its model
@@ -133,14 +134,14 @@ if [ "${#judge_translate_words[@]}" -eq 0 ]; then judge_translate_words=("${tran
 
 inputs=("visdial@0-1:--visdial-dir=$visdial" "coco@1,5,41:--coco-dir=$coco" "aishell1@1:--aishell1-dir=$aishell1"
   "aishell2@1:--aishell2-dir=$aishell2" "msrvtt@4:--msrvtt-dir=$msrvtt" "activitynet@4:--activitynet-dir=$activitynet"
-  "minigpt4@5:--minigpt4-dir=$minigpt4" "llava@41,51:--llava-dir=$llava" "chatglm@21,22,30,40,41,60:--weights-dir=$glm"
-  "bert@11,13,16,21,60:--weights-dir=$bert" "eva@20:--weights-dir=$eva")
+  "minigpt4@5:--minigpt4-dir=$minigpt4" "llava@41,51:--llava-dir=$llava" "chatglm@21,22,30,40,41,53,60:--weights-dir=$glm"
+  "bert@11,13,16,21,53,60:--weights-dir=$bert" "eva@20:--weights-dir=$eva")
 for name in "${corpora[@]}"; do
   place=${name//-/_}
   if [ "$name" != coco ]; then inputs+=("$name@5:--${name}-dir=${!place-}"); fi
   if [ "$name" = wukong ]; then inputs+=("similarity@5:--weights-dir=$similarity"); fi
 done
-if [[ $asr_sees == *image* ]]; then inputs+=("clip@11,13,16,60:--weights-dir=$clip"); fi
+if [[ $asr_sees == *image* ]]; then inputs+=("clip@11,13,16,53,60:--weights-dir=$clip"); fi
 if [ "$init" = true ]; then inputs+=("blip2@20:--weights-dir=$blip2"); fi
 if [ -z "$translate_options" ]; then
   judging=
@@ -527,11 +528,25 @@ show_results() {
   python3 ../../local/show_results.py --minutes exp/minutes.tsv --out exp/report/metrics.json --markdown RESULTS.md \
     --heading "Results of vsdial_cn" --judged "X-LLM=exp/judge/summary.json" "X-LLM w/ 4M=exp/judge/summary_4M.json" \
     "X-LLM w/ 4M, no init=exp/judge/summary_4M_no_init.json" -- "${results[@]}"
-  xllm-speech report exp --out exp/report/index.html
 }
-stage 52 "tables beside the paper's, report" --with "tag=$tag" --needs "${scores[@]}" "${llm_scores[@]}" "${judge_makes[@]}" \
-  ../../local/show_results.py --makes exp/report/metrics.json exp/report/index.html RESULTS.md -- \
+stage 52 "tables beside the paper's" --with "tag=$tag" --needs "${scores[@]}" "${llm_scores[@]}" "${judge_makes[@]}" \
+  ../../local/show_results.py --makes exp/report/metrics.json RESULTS.md -- \
   show_results
+
+read -r -a condition_words <<<"$condition_options"
+compare_conditions() {
+  local -a how=(--cuts "$(cuts_of test-orig)" --set-name test-orig --seed "$seed" --device "$(part_device 1)" "${condition_words[@]}")
+  run_cmd "$decode_cmd" xllm-speech conditions --model exp/asr/average "${how[@]}" --out exp/conditions/cif_asr
+  run_cmd "$decode_cmd" xllm-speech conditions --method llm --model "$model" --wordings "${how[@]}" --out "exp/conditions/llm_asr$tag"
+}
+compared=("exp/conditions/cif_asr/conditions.json" "exp/conditions/llm_asr$tag"/{conditions,wordings}.json)
+stage 53 "does the image help: right, wrong and grey images, captions, wordings" --with "seed=$seed" "options=$condition_options" \
+  --needs "$model/final/model.safetensors" "${interfaces[@]}" exp/asr/average/model.safetensors "$(cuts_of test-orig)" \
+  --makes "${compared[@]}" -- \
+  compare_conditions
+
+stage 59 "report" --needs exp/report/metrics.json "${compared[@]}" --makes exp/report/index.html -- \
+  xllm-speech report exp --out exp/report/index.html
 
 # ---------------------------------------------------------------- 60-69 demo and export
 

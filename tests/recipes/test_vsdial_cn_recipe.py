@@ -39,7 +39,8 @@ noise = numpy.random.default_rng(zlib.crc32(sys.argv[1].encode())).standard_norm
 soundfile.write(sys.argv[2], 0.1 * noise, 16000)
 """
 STAGES = [
-    "0", "1", "2", "3", "4", "5", "6", "11", "12", "13", "14", "15", "16", "20", "21", "22", "30", "40", "41", "50", "52", "60",
+    "0", "1", "2", "3", "4", "5", "6", "11", "12", "13", "14", "15", "16", "20", "21", "22", "30", "40", "41", "50", "52", "53",
+    "59", "60",
 ]
 CATEGORIES = ("conv", "detail", "complex")
 
@@ -217,6 +218,11 @@ def test_recipe_runs_to_its_tables_and_again_does_nothing(recipe: Path, words: l
     assert "| X-LLM, 0 verdicts without scores | 100.0 | 100.0 | 100.0 | 100.0 |" in results
     assert "paper 4.7 / 4.3" in results
     assert "| X-LLM w/ 4M, no init | 64.7 | 71.9 | 85.0 | 73.8 |" in results
+
+    compared = json.loads((recipe / "exp/conditions/cif_asr/conditions.json").read_text())
+    assert set(compared["conditions"]) == {"S", "S+V", "S+blank", "S+L", "S+V+L"}  # there is one picture, so none is wrong
+    wordings = json.loads((recipe / "exp/conditions/llm_asr/wordings.json").read_text())
+    assert "请忠实地识别该语音" in str(wordings)
 
     kept = [row["id"] for _, row in read_jsonl(recipe / "data/understood/cuts.jsonl.gz")]
     dropped = [row["id"] for _, row in read_jsonl(recipe / "data/understood/rejected.jsonl")]

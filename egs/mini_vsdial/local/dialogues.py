@@ -23,9 +23,11 @@ WORDINGS: dict[str, tuple[str, str]] = {
 }
 KINDS = tuple(WORDINGS)
 NUMBERS = ("没有", "一个", "两个", "三个")
-# How often a shape with a twin in sound is asked about: that it is there at all is known before the picture is seen.
-TWIN_SHARE = {"exist": 0.4, "count": 0.1}
-ABSENT_SHARE = 0.35  # of questions whether and how many, where the picture allows for both: it often allows for absence alone
+# A shape with a twin in sound is named only where it is there: how many there are would be known before the picture is seen.
+TWIN_KINDS = ("colour", "where", "exist")
+TWIN_SHARE = 0.4  # of questions whether something is there: about a shape with a twin
+# How often these and counts are about something absent, with a twin and without: then a picture often allows for nothing else.
+ABSENT_SHARE = {True: 0.5, False: 0.25}
 ANSWERS = ("有", *NUMBERS, *(f"{colour}色" for colour in COLOURS), *SHAPES, *CELLS)
 
 
@@ -91,18 +93,18 @@ def choose(rng: np.random.Generator, candidates: list[Question], kinds: Iterable
     """One question: first its kind, evenly among those that are possible, then which.
 
     Of questions whether and how many there are, it is chosen first whether there is any, lest a guess without the picture be
-    right mostly; and before that whether the shape has a twin in sound, since such a shape is named only where it is there.
+    right mostly.
     """
+    candidates = [question for question in candidates if question.kind in TWIN_KINDS or not question.ambiguous]
     possible = [kind for kind in kinds if any(question.kind == kind for question in candidates)]
     kind = possible[int(rng.integers(len(possible)))]
     rest = [question for question in candidates if question.kind == kind]
     if kind in ("exist", "count"):
-        twins = [question for question in rest if question.ambiguous]
-        others = [question for question in rest if not question.ambiguous]
-        rest = (twins if rng.random() < TWIN_SHARE[kind] else others) or rest
+        twin = rng.random() < TWIN_SHARE
+        rest = [question for question in rest if question.ambiguous == twin] or rest
         absent = [question for question in rest if question.answer == NUMBERS[0]]
         present = [question for question in rest if question.answer != NUMBERS[0]]
-        rest = (absent if rng.random() < ABSENT_SHARE else present) or rest
+        rest = (absent if rng.random() < ABSENT_SHARE[rest[0].ambiguous] else present) or rest
     return rest[int(rng.integers(len(rest)))]
 
 
