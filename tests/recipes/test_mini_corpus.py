@@ -202,6 +202,27 @@ def test_answers_are_true(pictures: list[plan.Picture]) -> None:
     assert len(wordings) == 16
 
 
+def test_the_best_guess_without_the_picture_is_seldom_right() -> None:
+    """What a question alone tells of its answer, learnt from other dialogues: the blind baseline can do no better for long."""
+    rng = np.random.default_rng(0)
+
+    def dialogue() -> list[dialogues.Question]:
+        question = None
+        while question is None:
+            scene = scenes.draw_scene(rng)
+            want = "homophone" if rng.random() < plan.HOMOPHONE_SHARE else "any"
+            question = dialogues.spoken_question(rng, scene, scenes.SEEN_PAIRS, want)
+        return dialogues.hold_dialogue(rng, scene, scenes.SEEN_PAIRS, 4, question)
+
+    known: dict[str, Counter[str]] = {}
+    for _ in range(3000):
+        for question in dialogue():
+            known.setdefault(question.text, Counter())[question.answer] += 1
+    asked = [question for _ in range(600) for question in dialogue()]
+    right = sum(known[one.text].most_common(1)[0][0] == one.answer for one in asked if one.text in known)
+    assert right / len(asked) < 0.32
+
+
 def test_noise_is_where_it_should_be(pictures: list[plan.Picture]) -> None:
     shares: dict[str, list[bool]] = {}
     for picture in pictures:
