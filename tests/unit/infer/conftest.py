@@ -182,3 +182,22 @@ def media(tmp_path_factory):
     (folder / "broken.png").write_bytes(b"no picture")
     (folder / "broken.wav").write_bytes(b"no sound")
     return folder
+
+
+@pytest.fixture(scope="session")
+def mixed_cuts(media, tmp_path_factory):
+    """Sixteen recordings of many lengths and levels, some with a picture."""
+    import numpy as np
+    import soundfile
+
+    from xllm_speech.features.audio import load_file
+
+    folder, rng, found = tmp_path_factory.mktemp("many"), np.random.default_rng(3), []
+    for number in range(16):
+        path = folder / f"u{number:02d}.wav"
+        soundfile.write(path, rng.uniform(0.05, 0.3) * rng.standard_normal(int(16000 * rng.uniform(0.3, 3.0))), 16000)
+        cut = load_file(path)
+        if number % 3:
+            cut.custom = {"image": str(media / ("red.png" if number % 2 else "green.png"))}
+        found.append(cut)
+    return found

@@ -5,13 +5,10 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 
 from xllm_speech import XLLM, CifAsr
-from xllm_speech.features.audio import load_file
 from xllm_speech.infer.answers import AnsweringReport
 from xllm_speech.infer.asr import DecodingReport
 from xllm_speech.infer.generation import AnswerOptions
@@ -41,27 +38,13 @@ def xllm(xllm_dir):
 
 
 @pytest.fixture(scope="module")
-def cuts(media, tmp_path_factory):
-    """Sixteen recordings of many lengths and levels, some with a picture."""
-    folder, rng, found = tmp_path_factory.mktemp("many"), np.random.default_rng(3), []
-    for number in range(16):
-        path = folder / f"u{number:02d}.wav"
-        soundfile.write(path, rng.uniform(0.05, 0.3) * rng.standard_normal(int(16000 * rng.uniform(0.3, 3.0))), 16000)
-        cut = load_file(path)
-        if number % 3:
-            cut.custom = {"image": str(media / ("red.png" if number % 2 else "green.png"))}
-        found.append(cut)
-    return found
-
-
-@pytest.fixture(scope="module")
-def talks(cuts, media):
+def talks(mixed_cuts, media):
     """Sixteen conversations about nothing, speech, pictures, clips, and several of them."""
     kinds = itertools.cycle((
         [], ["speech"], ["image"], ["video"], ["image", "speech"], ["image", "image"], ["video", "speech"],
     ))
     found = []
-    for number, (cut, wanted) in enumerate(zip(cuts, kinds, strict=False)):
+    for number, (cut, wanted) in enumerate(zip(mixed_cuts, kinds, strict=False)):
         paths = {"speech": cut.recording.sources[0].source, "image": media / "red.png", "video": media / "clip.mp4"}
         items = [ConversationItem(kind, path=str(paths[kind])) for kind in wanted]
         text = ConversationItem("text", text="什么颜色" + "右下有绿色的旗子" * (number % 4))
@@ -69,18 +52,18 @@ def talks(cuts, media):
     return found
 
 
-def decode(method, cif, xllm, cuts, talks):
+def decode(method, cif, xllm, mixed_cuts, talks):
     """What a method makes of some of the sixteen, all in one batch: hypotheses or answers, and what failed."""
     kind, way = method.split()
     if kind == "cif":
         report = DecodingReport()
-        return list(cif.stream(cuts, SearchConfig(way, beam=3), batch_sec=SIXTEEN, report=report)), report.failed
+        return list(cif.stream(mixed_cuts, SearchConfig(way, beam=3), batch_sec=SIXTEEN, report=report)), report.failed
     if kind == "answer":
         told = AnsweringReport()
         return list(xllm.answer(talks, 10, 2 if way == "beam" else 1, batch_size=16, report=told)), told.failed
     report = DecodingReport()
     found = list(xllm.stream(
-        cuts, AnswerOptions(10, 2 if way == "beam" else 1), batch_sec=SIXTEEN, report=report, guard=OPEN,
+        mixed_cuts, AnswerOptions(10, 2 if way == "beam" else 1), batch_sec=SIXTEEN, report=report, guard=OPEN,
         draft="none" if way == "plain" else "cif", hotwords=Hotwords(["绿色的旗子"], 3.0) if way == "hotwords" else None,
     ))
     return found, report.failed
@@ -95,10 +78,10 @@ def comparable(one):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_sixteen_together_are_sixteen_apart(method, cif, xllm, cuts, talks):
-    together, failed = decode(method, cif, xllm, cuts, talks)
-    apart = [decode(method, cif, xllm, [cut], [talk])[0][0] for cut, talk in zip(cuts, talks, strict=True)]
-    assert [one.id for one in together] == [item.id for item in (talks if method.startswith("answer") else cuts)]
+def test_sixteen_together_are_sixteen_apart(method, cif, xllm, mixed_cuts, talks):
+    together, failed = decode(method, cif, xllm, mixed_cuts, talks)
+    apart = [decode(method, cif, xllm, [cut], [talk])[0][0] for cut, talk in zip(mixed_cuts, talks, strict=True)]
+    assert [one.id for one in together] == [item.id for item in (talks if method.startswith("answer") else mixed_cuts)]
     assert not failed
     assert [comparable(one) for one in together] == [comparable(one) for one in apart]
     assert len({one.text for one in together}) > 4
@@ -107,8 +90,8 @@ def test_sixteen_together_are_sixteen_apart(method, cif, xllm, cuts, talks):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_batch_too_big_for_the_memory_is_halved_and_lost_to_nobody(method, cif, xllm, cuts, talks, monkeypatch):
-    expected = decode(method, cif, xllm, cuts, talks)
+def test_a_batch_too_big_for_the_memory_is_halved_and_lost_to_nobody(method, cif, xllm, mixed_cuts, talks, monkeypatch):
+    expected = decode(method, cif, xllm, mixed_cuts, talks)
     sizes = []
 
     def limit(owner, name, count):
@@ -126,7 +109,7 @@ def test_a_batch_too_big_for_the_memory_is_halved_and_lost_to_nobody(method, cif
         limit(cif.model, "find_units", lambda fbank: len(fbank.lens_B))
     else:
         limit(xllm.checkpoint.model, "splice", lambda batch: len(batch.conversations))
-    found = decode(method, cif, xllm, cuts, talks)
+    found = decode(method, cif, xllm, mixed_cuts, talks)
     assert (max(sizes), sum(size <= TOO_MANY for size in sizes)) == (16, 4)
     assert found[1] == []
     assert [comparable(one) for one in found[0]] == [comparable(one) for one in expected[0]]
@@ -136,8 +119,8 @@ def test_a_batch_too_big_for_the_memory_is_halved_and_lost_to_nobody(method, cif
     torch.OutOfMemoryError("CUDA out of memory"), MemoryError("no memory"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
 ])
-def test_what_does_not_fit_alone_is_named(cif, cuts, monkeypatch, error):
-    find, widest = cif.model.find_units, max(cut.duration for cut in cuts)
+def test_what_does_not_fit_alone_is_named(cif, mixed_cuts, monkeypatch, error):
+    find, widest = cif.model.find_units, max(cut.duration for cut in mixed_cuts)
 
     def limited(fbank):
         if max(fbank.lens_B) > 100 * widest - 3:
@@ -146,10 +129,10 @@ def test_what_does_not_fit_alone_is_named(cif, cuts, monkeypatch, error):
 
     monkeypatch.setattr(cif.model, "find_units", limited)
     report = DecodingReport()
-    found = list(cif.stream(cuts, batch_sec=SIXTEEN, report=report))
-    assert [cut.id for cut, one in zip(cuts, found, strict=True) if one.error] == [name for name, _ in report.failed]
+    found = list(cif.stream(mixed_cuts, batch_sec=SIXTEEN, report=report))
+    assert [cut.id for cut, one in zip(mixed_cuts, found, strict=True) if one.error] == [name for name, _ in report.failed]
     assert len(report.failed) == 1
     assert "memory" in report.failed[0][1]
     monkeypatch.setattr(cif.model, "find_units", lambda fbank: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        cif.transcribe(cuts[:2])
+        cif.transcribe(mixed_cuts[:2])

@@ -34,25 +34,9 @@ def model(xllm_dir):
 
 
 @pytest.fixture(scope="module")
-def files(media, tmp_path_factory):
-    """Sixteen recordings of many lengths, some with a picture."""
-    folder = tmp_path_factory.mktemp("many")
-    rng = np.random.default_rng(3)
-    cuts = []
-    for number in range(16):
-        path = folder / f"u{number:02d}.wav"
-        soundfile.write(path, rng.uniform(0.05, 0.3) * rng.standard_normal(int(16000 * rng.uniform(0.3, 3.0))), 16000)
-        cut = load_file(path)
-        if number % 3:
-            cut.custom = {"image": str(media / ("red.png" if number % 2 else "green.png"))}
-        cuts.append(cut)
-    return cuts
-
-
-@pytest.fixture(scope="module")
-def heard(model_dir, files):
-    """What the CIF model by itself makes of the files."""
-    return CifAsr.from_pretrained(model_dir).transcribe(files, SearchConfig("fast"), use_images=False)
+def heard(model_dir, mixed_cuts):
+    """What the CIF model by itself makes of them."""
+    return CifAsr.from_pretrained(model_dir).transcribe(mixed_cuts, SearchConfig("fast"), use_images=False)
 
 
 def texts(hypotheses):
@@ -60,10 +44,10 @@ def texts(hypotheses):
 
 
 @pytest.mark.parametrize("wording", [None, 0])
-def test_a_draft_changes_the_passes_and_nothing_else(model, files, wording):
+def test_a_draft_changes_the_passes_and_nothing_else(model, mixed_cuts, wording):
     told = {draft: TranscribingReport() for draft in ("cif", "none")}
     found = {
-        draft: list(model.stream(files, AnswerOptions(12), wording=wording, draft=draft, guard=False, told=told[draft]))
+        draft: list(model.stream(mixed_cuts, AnswerOptions(12), wording=wording, draft=draft, guard=False, told=told[draft]))
         for draft in told
     }
     assert texts(found["cif"]) == texts(found["none"])
@@ -79,7 +63,7 @@ def test_a_draft_changes_the_passes_and_nothing_else(model, files, wording):
     assert told["cif"].offered > 0
 
 
-def test_what_the_cif_model_heard_is_what_is_drafted(model, files, heard, monkeypatch):
+def test_what_the_cif_model_heard_is_what_is_drafted(model, mixed_cuts, heard, monkeypatch):
     drafted = []
 
     class Recorder(transcribing.Drafter):
@@ -88,13 +72,14 @@ def test_what_the_cif_model_heard_is_what_is_drafted(model, files, heard, monkey
             super().__init__(llm, expected)
 
     monkeypatch.setattr(transcribing, "Drafter", Recorder)
-    model.transcribe(files, max_new_tokens=4, guard=False, batch_sec=10.0)
+    model.transcribe(mixed_cuts, max_new_tokens=4, guard=False, batch_sec=10.0)
     assert sorted(drafted) == sorted(texts(heard))
 
 
-def test_times_lie_in_the_recording(model, media, files):
+def test_times_lie_in_the_recording(model, media, mixed_cuts):
     part = load_file(media / "long.wav").truncate(offset=0.5, duration=1.0, preserve_id=True)
-    for cut, found in zip([part, *files], model.transcribe([part, *files], max_new_tokens=12, guard=False), strict=True):
+    cuts = [part, *mixed_cuts]
+    for cut, found in zip(cuts, model.transcribe(cuts, max_new_tokens=12, guard=False), strict=True):
         assert "".join(token.text for token in found.tokens) == "".join(found.text.split())
         edges = [edge for token in found.tokens for edge in (token.start_sec, token.end_sec)]
         assert edges == sorted(edges)
@@ -122,19 +107,20 @@ def test_silence_gives_no_text_and_asks_no_llm(model, tmp_path, monkeypatch):
     assert told.describe()["llm_passes_per_utterance"] is None
 
 
-def test_silence_costs_its_neighbours_nothing(model, files, tmp_path):
-    expected = model.transcribe(files[:3], max_new_tokens=8, guard=OPEN)
+def test_silence_costs_its_neighbours_nothing(model, mixed_cuts, tmp_path):
+    expected = model.transcribe(mixed_cuts[:3], max_new_tokens=8, guard=OPEN)
+    zeros = write(tmp_path, "zeros", np.zeros(16000))
     found = model.transcribe(
-        [files[0], write(tmp_path, "zeros", np.zeros(16000)), *files[1:3]], max_new_tokens=8, guard=OPEN, batch_sec=1000.0
+        [mixed_cuts[0], zeros, *mixed_cuts[1:3]], max_new_tokens=8, guard=OPEN, batch_sec=1000.0
     )
     assert found[1].text == ""
     assert [found[0], *found[2:]] == expected
 
 
-def test_an_invention_gives_way_to_what_was_heard(model, files, heard):
-    free = model.transcribe(files, max_new_tokens=12, guard=False)
+def test_an_invention_gives_way_to_what_was_heard(model, mixed_cuts, heard):
+    free = model.transcribe(mixed_cuts, max_new_tokens=12, guard=False)
     bounds = GuardConfig(heard_per_unit=0.0, shortest=0.0, longest=99.0, slack=99, furthest=0.01)
-    guarded = model.transcribe(files, max_new_tokens=12, guard=bounds)
+    guarded = model.transcribe(mixed_cuts, max_new_tokens=12, guard=bounds)
     assert sum(found.extra["guard"]["decision"] == "cif" for found in guarded) > 8
     for plain, found, ours in zip(free, guarded, heard, strict=True):
         record = found.extra["guard"]
@@ -178,9 +164,9 @@ def test_in_doubt_voice_activity_decides(doubting, tmp_path, shared_data):
     assert said.extra["guard"]["decision"] != "empty"
 
 
-def test_the_command_writes_times_and_tells_what_it_did(xllm_dir, files, tmp_path, capsys):
+def test_the_command_writes_times_and_tells_what_it_did(xllm_dir, mixed_cuts, tmp_path, capsys):
     cuts = tmp_path / "cuts.jsonl.gz"
-    save_cuts(files[:5], cuts)
+    save_cuts(mixed_cuts[:5], cuts)
     common = ["transcribe", "--model", str(xllm_dir), "--method", "llm", "--cuts", str(cuts), "--max-tokens", "10"]
     for draft in ("cif", "none"):
         assert entry.main([*common, "--draft", draft, "--out", str(tmp_path / f"{draft}.jsonl")]) == 0
@@ -213,9 +199,9 @@ def test_an_unknown_draft_is_refused(model):
         model.transcribe([], draft="best")
 
 
-def test_the_bench_compares_both_ways_with_the_reference(xllm_dir, files, tmp_path, capsys, monkeypatch):
+def test_the_bench_compares_both_ways_with_the_reference(xllm_dir, mixed_cuts, tmp_path, capsys, monkeypatch):
     cuts = tmp_path / "cuts.jsonl.gz"
-    save_cuts(files[:6], cuts)
+    save_cuts(mixed_cuts[:6], cuts)
     common = ["bench", "decode", "--model", str(xllm_dir), "--cuts", str(cuts), "--max-tokens", "8", "--threads", "1", "--json"]
     assert entry.main(common) == 0
     result = json.loads(capsys.readouterr().out)
